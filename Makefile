@@ -1,0 +1,52 @@
+# Two commands matter: `make demo` and `make test`. Both work on a machine with Python >= 3.11, make and a network.
+# A Linux machine without a GPU saves a large download with TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+VENV ?= .venv
+SERVE ?= 1
+PORT ?= 8501
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test check browser clean help
+
+help:
+	@echo "make demo     train a small model here, score it, open it in the explorer (SERVE=0: stop before serving)"
+	@echo "make test     run all tests"
+	@echo "make check    format, lint and types"
+	@echo "make browser  find or install the Chromium that the page tests drive"
+	@echo "make clean    delete $(VENV) and caches; runs/ stays"
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	@echo "Installing pinned versions into $(VENV) …"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Shardscope needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make demo PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(PIP) --editable '.[app]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@$(PIP) --editable '.[all]' --group dev
+	@touch $@
+
+demo: $(VENV)/.demo
+	@$(BIN)/python -m shardscope.recipes.pretrain recipes/shard-pico-pretrain.toml
+	@$(BIN)/python -m shardscope.recipes.anneal recipes/shard-pico-anneal.toml
+	@$(BIN)/shardscope report runs/shard-pico-anneal
+	@if [ "$(SERVE)" != 0 ]; then $(BIN)/streamlit run apps/explorer.py --server.port $(PORT); fi
+
+test: $(VENV)/.dev browser
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+browser: $(VENV)/.dev
+	@$(BIN)/python tests/apps/browser.py --install
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

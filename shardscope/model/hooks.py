@@ -1,0 +1,185 @@
+"""Hook points: places in the forward pass where an activation can be read, replaced, or its gradient seen.
+
+Names and semantics are TransformerLens's (`transformer_lens/hook_points.py`): a hook is called as
+`hook_fn(activation, hook=hook_point)`, and what it returns, unless None, replaces the activation. A hook point
+that nobody watches returns its argument untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+# Called as hook_fn(activation, hook=hook_point).
+HookFunction = Callable[..., Tensor | None]
+NamesFilter = None | str | Sequence[str] | Callable[[str], bool]
+NamedHooks = Iterable[tuple[str | Callable[[str], bool], HookFunction]]
+
+
+class HookPoint(nn.Module):
+    """An identity that hooks can be attached to. `name` is its path in the model, as in `blocks.0.attn.hook_q`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = ""
+        self.fwd_hooks: list[HookFunction] = []
+        self.bwd_hooks: list[HookFunction] = []
+
+    @property
+    def watched(self) -> bool:
+        return bool(self.fwd_hooks or self.bwd_hooks)
+
+    def forward(self, activation: Tensor) -> Tensor:
+        if self.fwd_hooks or self.bwd_hooks:
+            return self._run_uncompiled(self, activation)
+        return activation
+
+    def _run_hooks(self, activation: Tensor) -> Tensor:
+        for hook in self.fwd_hooks:
+            replacement = hook(activation, hook=self)
+            if replacement is not None:
+                activation = replacement
+        if self.bwd_hooks and activation.requires_grad:
+            # A view, so that only the gradient that flows through this point is seen and replaced.
+            activation = activation.view_as(activation)
+            for hook in self.bwd_hooks:
+                activation.register_hook(lambda gradient, hook=hook: hook(gradient, hook=self))
+        return activation
+
+    def add_hook(self, hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd") -> Callable[[], None]:
+        """Attach `hook` and return the function that takes it off again."""
+        if dir not in ("fwd", "bwd"):
+            raise ValueError(f"a hook's direction is 'fwd' or 'bwd', not {dir!r}")
+        self._run_uncompiled = _run_uncompiled()
+        hooks = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
+        hooks.append(hook)
+
+        def remove() -> None:
+            hooks[:] = [attached for attached in hooks if attached is not hook]
+
+        return remove
+
+    def remove_hooks(self) -> None:
+        self.fwd_hooks.clear()
+        self.bwd_hooks.clear()
+
+    def layer(self) -> int:
+        """The block that this point belongs to. Raises ValueError for points outside the blocks."""
+        parts = self.name.split(".")
+        if parts[0] != "blocks":
+            raise ValueError(f"{self.name} belongs to no block")
+        return int(parts[1])
+
+
+@cache
+def _run_uncompiled() -> Callable[[HookPoint, Tensor], Tensor]:
+    """A compiled model leaves its graph here, so that a hook is ordinary Python that runs on every call.
+
+    Made with the first hook and not at import: the compiler's machinery takes a second to load.
+    """
+    return torch.compiler.disable(HookPoint._run_hooks)
+
+
+class Cache(dict[str, Tensor]):
+    """Activations by hook name. `cache["pattern", 0]` is short for `cache["blocks.0.attn.hook_pattern"]`."""
+
+    def __getitem__(self, key: str | tuple[str, int]) -> Tensor:
+        if isinstance(key, str):
+            return super().__getitem__(key)
+        name, layer = key
+        if layer < 0:
+            layer += 1 + max(int(full.split(".")[1]) for full in self if full.startswith("blocks."))
+        for place in ("hook_", "attn.hook_", "mlp.hook_", ""):
+            full = f"blocks.{layer}.{place}{name}"
+            if full in self:
+                return super().__getitem__(full)
+        raise KeyError(f"no activation {name!r} of layer {layer} was cached; cached are {', '.join(self)}")
+
+
+class HookedModule(nn.Module):
+    """A module whose hook points are named and can be attached to by name. Call `name_hooks()` once it is built."""
+
+    hook_dict: dict[str, HookPoint]
+
+    def name_hooks(self) -> None:
+        self.hook_dict = {}
+        for name, module in self.named_modules():
+            if isinstance(module, HookPoint):
+                module.name = name
+                self.hook_dict[name] = module
+
+    def add_hook(
+        self, name: str | Callable[[str], bool], hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd"
+    ) -> Callable[[], None]:
+        """Attach `hook` at every point that `name` (a name or a filter) selects; returns the function that undoes it.
+
+        Raises KeyError if no point is selected.
+        """
+        removals = [point.add_hook(hook, dir) for point in self._select(name)]
+
+        def remove() -> None:
+            for undo in removals:
+                undo()
+
+        return remove
+
+    def reset_hooks(self) -> None:
+        """Take every hook off."""
+        for point in self.hook_dict.values():
+            point.remove_hooks()
+
+    @contextmanager
+    def hooks(self, fwd_hooks: NamedHooks = (), bwd_hooks: NamedHooks = ()) -> Iterator[Any]:
+        """Within this context the hooks are attached; they are gone after it, also when it raises."""
+        removals: list[Callable[[], None]] = []
+        try:
+            for name, hook in fwd_hooks:
+                removals.append(self.add_hook(name, hook, "fwd"))
+            for name, hook in bwd_hooks:
+                removals.append(self.add_hook(name, hook, "bwd"))
+            yield self
+        finally:
+            for undo in removals:
+                undo()
+
+    def run_with_hooks(self, *args: Any, fwd_hooks: NamedHooks = (), bwd_hooks: NamedHooks = (), **kwargs: Any) -> Any:
+        """One call with hooks attached. Run the backward pass inside `hooks(...)` instead if `bwd_hooks` are to see it."""
+        with self.hooks(fwd_hooks, bwd_hooks):
+            return self(*args, **kwargs)
+
+    def run_with_cache(
+        self, *args: Any, names_filter: NamesFilter = None, stop_at_layer: int | None = None, **kwargs: Any
+    ) -> tuple[Any, Cache]:
+        """One call and the activations, detached, at the points that `names_filter` selects (None: all of them).
+
+        `stop_at_layer=n` runs blocks 0 … n-1 only and returns the residual stream before block n instead of
+        logits; negative values count from the end, as in TransformerLens.
+        """
+        cache = Cache()
+
+        def keep(activation: Tensor, /, *, hook: HookPoint) -> None:
+            cache[hook.name] = activation.detach()
+
+        with self.hooks(fwd_hooks=[(point.name, keep) for point in self._select(names_filter)]):
+            output = self(*args, stop_at_layer=stop_at_layer, **kwargs)
+        return output, cache
+
+    def _select(self, names_filter: NamesFilter) -> list[HookPoint]:
+        if names_filter is None:
+            return list(self.hook_dict.values())
+        if isinstance(names_filter, str):
+            names_filter = [names_filter]
+        if callable(names_filter):
+            selected = [point for name, point in self.hook_dict.items() if names_filter(name)]
+            if not selected:
+                raise KeyError(f"the filter selects none of the {len(self.hook_dict)} hook points")
+            return selected
+        unknown = [name for name in names_filter if name not in self.hook_dict]
+        if unknown:
+            raise KeyError(f"no hook point {unknown[0]!r}; the names are the keys of model.hook_dict")
+        return [self.hook_dict[name] for name in names_filter]

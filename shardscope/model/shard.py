@@ -1,0 +1,263 @@
+"""The Shard: a decoder-only transformer whose layers alternate between a sliding window and the whole context.
+
+Pre-norm blocks of causal attention and a SwiGLU MLP, RMSNorm, rotary positions, tied embeddings, and logits
+softly capped at ±30. Sliding or global is decided in the config; a block only knows its own window.
+
+Axes: batch, pos (query, key), d_model, head, d_head, d_mlp, vocab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shardscope.config import ShardConfig
+from shardscope.model.attention import QKV, Starts, attention_scores, fused_attention
+from shardscope.model.hooks import HookedModule, HookPoint
+
+if TYPE_CHECKING:
+    from shardscope.tokenizer import Tokenizer
+
+Tokens = Int[Tensor, "batch pos"]
+Residual = Float[Tensor, "batch pos d_model"]
+Logits = Float[Tensor, "batch pos vocab"]
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · w (Zhang & Sennrich 2019, arXiv:1910.07467), computed in float32."""
+
+    def __init__(self, config: ShardConfig) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.w = nn.Parameter(torch.ones(config.d_model))
+        self.hook_scale = HookPoint()  # [batch pos 1]
+        self.hook_normalized = HookPoint()  # [batch pos d_model]
+
+    def forward(self, x: Residual) -> Residual:
+        wide = x.float()
+        scale = self.hook_scale((wide.pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt())
+        normalized = self.hook_normalized(wide / scale)
+        return (normalized * self.w).to(x.dtype)
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864), half-rotation: channel i turns with channel i + d_head/2."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ShardConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("cos", torch.empty(config.n_ctx, config.d_head // 2), persistent=False)
+        self.register_buffer("sin", torch.empty(config.n_ctx, config.d_head // 2), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The table of angles, in float32 throughout: that is how transformers rounds far positions, to the bit."""
+        channel = torch.arange(0, self.config.d_head, 2, dtype=torch.float32, device=self.cos.device)
+        pos = torch.arange(self.config.n_ctx, dtype=torch.float32, device=self.cos.device)
+        angle = pos[:, None] * (1.0 / self.config.rope_base ** (channel / self.config.d_head))
+        self.cos = angle.cos()
+        self.sin = angle.sin()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
+        # A table rounded to bfloat16 by `model.to(...)` would blur far positions; make it anew in float32.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.reset_parameters()
+        return self
+
+    def forward(self, x: QKV, first: int = 0) -> QKV:
+        """Turn each position's channels by its angle; `first` is the position of x[:, 0]."""
+        cos = rearrange(self.cos[first : first + x.shape[1]], "pos half -> pos 1 half")
+        sin = rearrange(self.sin[first : first + x.shape[1]], "pos half -> pos 1 half")
+        left, right = x.float().chunk(2, dim=-1)
+        return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention over the last `window` positions, the query's own included (None: over all of them)."""
+
+    def __init__(self, config: ShardConfig, window: int | None, rotary: Rotary) -> None:
+        super().__init__()
+        self.window = window
+        self.rotary = rotary
+        into_heads = (config.n_heads, config.d_model, config.d_head)
+        self.W_Q = nn.Parameter(torch.empty(into_heads))
+        self.W_K = nn.Parameter(torch.empty(into_heads))
+        self.W_V = nn.Parameter(torch.empty(into_heads))
+        self.W_O = nn.Parameter(torch.empty(config.n_heads, config.d_head, config.d_model))
+        self.hook_q = HookPoint()  # [batch pos head d_head], before rotation
+        self.hook_k = HookPoint()
+        self.hook_v = HookPoint()
+        self.hook_rot_q = HookPoint()  # [batch pos head d_head], after it
+        self.hook_rot_k = HookPoint()
+        self.hook_attn_scores = HookPoint()  # [batch head query key], scaled, -inf where invisible
+        self.hook_pattern = HookPoint()  # [batch head query key], rows sum to 1
+        self.hook_z = HookPoint()  # [batch pos head d_head]
+        self.hook_result = HookPoint()  # [batch pos head d_model], each head's share of the output
+
+    def forward(self, x: Residual, document_start: Starts | None = None) -> Residual:
+        q, k, v = self.project(x)
+        return self.output(self.attend(q, k, v, document_start))
+
+    def project(self, x: Residual, first: int = 0) -> tuple[QKV, QKV, QKV]:
+        """Rotated queries, rotated keys, and values of positions first … first + pos - 1."""
+        # One product for all three: a third of the passes over x, forward and backward.
+        W_QKV = torch.cat([self.W_Q, self.W_K, self.W_V])
+        qkv = einsum(x, W_QKV, "batch pos d_model, head d_model d_head -> batch pos head d_head")
+        q, k, v = qkv.chunk(3, dim=2)
+        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
+        return self.hook_rot_q(self.rotary(q, first)), self.hook_rot_k(self.rotary(k, first)), v
+
+    def attend(self, q: QKV, k: QKV, v: QKV, document_start: Starts | None = None) -> QKV:
+        """Mix the values; the pattern is only written out when somebody watches it."""
+        if not (self.hook_attn_scores.watched or self.hook_pattern.watched):
+            return fused_attention(q, k, v, self.window, document_start)
+        scores = self.hook_attn_scores(attention_scores(q, k, self.window, document_start))
+        pattern = self.hook_pattern(scores.softmax(dim=-1))
+        return einsum(pattern, v, "batch head query key, batch key head d_head -> batch query head d_head")
+
+    def output(self, z: QKV) -> Residual:
+        z = self.hook_z(z)
+        if self.hook_result.watched:
+            result = einsum(z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos head d_model")
+            return self.hook_result(result).sum(dim=2)
+        return einsum(z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos d_model")
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202): W_out(silu(W_gate x) · W_in x), no biases."""
+
+    def __init__(self, config: ShardConfig) -> None:
+        super().__init__()
+        self.W_gate = nn.Parameter(torch.empty(config.d_model, config.d_mlp))
+        self.W_in = nn.Parameter(torch.empty(config.d_model, config.d_mlp))
+        self.W_out = nn.Parameter(torch.empty(config.d_mlp, config.d_model))
+        self.hook_pre = HookPoint()  # [batch pos d_mlp], before silu
+        self.hook_pre_linear = HookPoint()  # [batch pos d_mlp], what it gates
+        self.hook_post = HookPoint()  # [batch pos d_mlp], their product
+
+    def forward(self, x: Residual) -> Residual:
+        both = einsum(
+            x, torch.cat([self.W_gate, self.W_in], dim=1), "batch pos d_model, d_model both -> batch pos both"
+        )
+        pre, pre_linear = both.chunk(2, dim=-1)
+        post = self.hook_post(F.silu(self.hook_pre(pre)) * self.hook_pre_linear(pre_linear))
+        return einsum(post, self.W_out, "batch pos d_mlp, d_mlp d_model -> batch pos d_model")
+
+
+class Block(nn.Module):
+    def __init__(self, config: ShardConfig, window: int | None, rotary: Rotary) -> None:
+        super().__init__()
+        self.ln1 = RMSNorm(config)
+        self.attn = Attention(config, window, rotary)
+        self.ln2 = RMSNorm(config)
+        self.mlp = MLP(config)
+        self.hook_resid_pre = HookPoint()  # [batch pos d_model], as are all five
+        self.hook_attn_out = HookPoint()
+        self.hook_resid_mid = HookPoint()
+        self.hook_mlp_out = HookPoint()
+        self.hook_resid_post = HookPoint()
+
+    def forward(self, x: Residual, document_start: Starts | None = None) -> Residual:
+        x = self.hook_resid_pre(x)
+        x = self.hook_resid_mid(x + self.hook_attn_out(self.attn(self.ln1(x), document_start)))
+        x = self.hook_resid_post(x + self.hook_mlp_out(self.mlp(self.ln2(x))))
+        return x
+
+
+class Embed(nn.Module):
+    def __init__(self, config: ShardConfig) -> None:
+        super().__init__()
+        self.W_E = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
+
+    def forward(self, tokens: Tokens) -> Residual:
+        x = F.embedding(tokens, self.W_E)
+        # Under autocast the residual stream has the matmuls' dtype: half the bytes in every norm and addition.
+        device = tokens.device.type
+        return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+class Shard(HookedModule):
+    """The language model. Weights, hook names and their shapes are TransformerLens's.
+
+    `model(tokens)` gives capped logits [batch pos vocab]. `tokenizer` is set by `shardscope.load`.
+    """
+
+    def __init__(self, config: ShardConfig, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.embed = Embed(config)
+        self.hook_embed = HookPoint()  # [batch pos d_model]
+        rotary = Rotary(config)
+        self.blocks = nn.ModuleList(Block(config, window, rotary) for window in config.windows)
+        self.ln_final = RMSNorm(config)
+        self.reset_parameters()
+        self.name_hooks()
+
+    def reset_parameters(self) -> None:
+        """Normal weights of variance 1/fan-in; what writes to the residual stream is smaller the deeper the model."""
+        depth = (2 * self.config.n_layers) ** -0.5
+        nn.init.normal_(self.embed.W_E, std=0.02)
+        for block in self.blocks:
+            for weight in (block.attn.W_Q, block.attn.W_K, block.attn.W_V, block.mlp.W_gate, block.mlp.W_in):
+                nn.init.normal_(weight, std=self.config.d_model**-0.5)
+            nn.init.normal_(block.attn.W_O, std=depth * (self.config.n_heads * self.config.d_head) ** -0.5)
+            nn.init.normal_(block.mlp.W_out, std=depth * self.config.d_mlp**-0.5)
+        for module in self.modules():
+            if isinstance(module, RMSNorm):
+                nn.init.ones_(module.w)
+
+    def forward(
+        self, tokens: Tokens, document_start: Starts | None = None, stop_at_layer: int | None = None
+    ) -> Logits | Residual:
+        """Capped logits; with `stop_at_layer=n` the residual stream [batch pos d_model] before block n instead.
+
+        Raises ValueError when the sequence is longer than the context.
+        """
+        if stop_at_layer is not None:
+            return self.residual(tokens, document_start, stop_at_layer)
+        return self.unembed(self.hidden(tokens, document_start))
+
+    def hidden(self, tokens: Tokens, document_start: Starts | None = None) -> Residual:
+        """The normalised residual stream after the last block: what `unembed` turns into logits."""
+        return self.ln_final(self.residual(tokens, document_start))
+
+    def residual(
+        self, tokens: Tokens, document_start: Starts | None = None, stop_at_layer: int | None = None
+    ) -> Residual:
+        """The residual stream after blocks 0 … stop_at_layer - 1 (None: after all of them)."""
+        if tokens.shape[1] > self.config.n_ctx:
+            raise ValueError(
+                f"{tokens.shape[1]} tokens do not fit this model's context of {self.config.n_ctx}; "
+                "pass fewer, or a model with a larger n_ctx"
+            )
+        x = self.hook_embed(self.embed(tokens))
+        for block in self.blocks[:stop_at_layer]:
+            x = block(x, document_start)
+        return x
+
+    def unembed(self, x: Residual) -> Logits:
+        """Tied unembedding, then the soft cap (Gemma 2, arXiv:2408.00118)."""
+        logits = einsum(x, self.embed.W_E, "batch pos d_model, vocab d_model -> batch pos vocab")
+        return self.config.logit_cap * torch.tanh(logits.float() / self.config.logit_cap)
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model vocab"]:
+        return self.embed.W_E.T
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.W_E.device
+
+    @property
+    def n_params(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())

@@ -1,0 +1,71 @@
+"""From the data of a recipe to its batches: the one entry to this room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from shardscope.config import DataConfig, Source
+from shardscope.data.corpora import documents
+from shardscope.data.files import Reading
+from shardscope.data.holdout import Holdout
+from shardscope.data.mixture import Mixture
+from shardscope.data.shards import SourceShards, token_shards
+from shardscope.data.split import holdout_threshold, text_hash
+from shardscope.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run trains on and is measured on."""
+
+    mixture: Mixture
+    holdouts: dict[str, Holdout]
+    shards: dict[str, SourceShards]
+
+    @property
+    def malformed(self) -> dict[str, int]:
+        """Malformed pieces that were skipped, by source."""
+        return {name: shards.malformed for name, shards in self.shards.items()}
+
+
+def prepare(
+    data: DataConfig, tokenizer: Tokenizer, *, batch_size: int, seed: int, eval_tokens: int, progress: bool = True
+) -> Prepared:
+    """Tokenize what is not tokenized yet. Raises ConfigError or DataError for a source that cannot be used."""
+    shards = {source.name: token_shards(source, data, tokenizer, progress) for source in data.sources}
+    mixture = Mixture(
+        {name: both.train for name, both in shards.items()},
+        {source.name: source.weight for source in data.sources},
+        seq_len=data.seq_len,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    holdouts = {
+        name: Holdout(name, both.holdout, tokenizer, seq_len=data.seq_len, eval_tokens=eval_tokens)
+        for name, both in shards.items()
+    }
+    return Prepared(mixture, holdouts, shards)
+
+
+def sample_documents(data: DataConfig, n: int) -> Iterator[str]:
+    """At most n texts to train a tokenizer on: one of each source in turn, and none that is held out."""
+    return islice(_in_turn([_training_texts(source, data) for source in data.sources if source.weight > 0]), n)
+
+
+def _training_texts(source: Source, data: DataConfig) -> Iterator[str]:
+    threshold = holdout_threshold(source, data)
+    for document in documents(source, Reading(data.on_malformed, quiet=True)):
+        if text_hash(document.text) >= threshold:
+            yield document.text
+
+
+def _in_turn(streams: list[Iterator[str]]) -> Iterator[str]:
+    while streams:
+        for stream in list(streams):
+            text = next(stream, None)
+            if text is None:
+                streams.remove(stream)
+            else:
+                yield text

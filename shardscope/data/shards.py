@@ -1,0 +1,232 @@
+"""Token shards: a source's documents, tokenized once into 16-bit ids that are mapped from disk.
+
+A folder of the cache holds one source under one tokenizer. Its name is a hash of everything that decides its content,
+it appears complete or not at all, and each side of it (train, holdout) is three files:
+
+    train.tokens       uint16 ids: every document is `<|endoftext|>` and its tokens
+    train.starts.npy   for each document the position of its first token
+    train.origins.txt  for each document a line, as in `books.jsonl:17`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from shardscope.config import DataConfig, Source
+from shardscope.data.builtin import builtin_version
+from shardscope.data.corpora import Document, documents, files_of, holdout_documents, kind_of
+from shardscope.data.files import DataError, Reading, log
+from shardscope.data.split import holdout_threshold, text_hash
+from shardscope.tokenizer import Tokenizer
+
+FORMAT = 1  # raise when the files or the cutting of documents change
+_CHARACTERS_AT_ONCE = 4_000_000
+_ABANDONED_AFTER = 24 * 3600.0  # seconds
+
+
+class TokenShard:
+    """One side of a source: its tokens, where its documents start, and where they came from."""
+
+    def __init__(self, folder: Path, side: str) -> None:
+        self.path = folder / f"{side}.tokens"
+        self._origins = folder / f"{side}.origins.txt"
+        self.starts: NDArray[np.int64] = np.load(folder / f"{side}.starts.npy")
+        self.tokens: NDArray[np.uint16] = np.memmap(self.path, dtype=np.uint16, mode="r")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def documents_in(self, start: int, stop: int) -> range:
+        """Numbers of the documents that have a token in [start, stop)."""
+        first, after = np.searchsorted(self.starts, [start, stop - 1], side="right")
+        return range(int(first) - 1, int(after))
+
+    def origin(self, document: int) -> str:
+        """Where the document came from."""
+        return self._origin_lines[document]
+
+    def ids(self, document: int) -> list[int]:
+        """The document's tokens, without the `<|endoftext|>` before them."""
+        stop = self.starts[document + 1] if document + 1 < len(self.starts) else len(self)
+        ids: list[int] = self.tokens[self.starts[document] + 1 : stop].tolist()
+        return ids
+
+    @cached_property
+    def _origin_lines(self) -> list[str]:
+        return self._origins.read_text(encoding="utf-8").split("\n")
+
+
+class SourceShards(NamedTuple):
+    """Both sides of a source, and how many malformed pieces were left out of it."""
+
+    train: TokenShard
+    holdout: TokenShard
+    malformed: int
+
+
+def token_shards(source: Source, data: DataConfig, tokenizer: Tokenizer, progress: bool = True) -> SourceShards:
+    """The source's shards from the cache, made first if they are not there.
+
+    Safe when several processes ask at once: each makes its own and the first to finish is kept.
+    Raises ConfigError or DataError for a source that cannot be read, and DataError for a damaged cache.
+    """
+    cache = Path(data.cache_dir).expanduser() if data.cache_dir else Path.home() / ".cache" / "shardscope" / "tokens"
+    folder = cache / _key(source, data, tokenizer)
+    if not folder.is_dir():
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            _make(folder, source, data, tokenizer, progress)
+        except OSError as error:
+            raise DataError(f"{cache}: token shards cannot be written ({error}); set data.cache_dir") from error
+    return _open(folder, source)
+
+
+def _key(source: Source, data: DataConfig, tokenizer: Tokenizer) -> str:
+    """Names the content: the name and the weight of a source do not change its tokens."""
+    content = {
+        "format": FORMAT,
+        "tokenizer": tokenizer.fingerprint,
+        "text": source.text,
+        "split": source.split,
+        "documents": source.documents,
+        "on_malformed": data.on_malformed,
+        "train": _state(source.path),
+        "holdout": _state(source.holdout) if source.holdout else None,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _state(path: str) -> list[Any]:
+    """What tells one content of a path from another: its files' sizes and times, or the version of a built-in."""
+    kind = kind_of(path)
+    if kind == "builtin":
+        return [path, builtin_version()]
+    if kind == "hf":
+        local = Path(path.removeprefix("hf:").partition(":")[0])
+        files = sorted(file for file in local.rglob("*") if file.is_file()) if local.is_dir() else []
+    else:
+        files = files_of(path)
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return [path if kind == "hf" else "files", stats]
+
+
+# ------------------------------------------------------------------------------------------------- making
+
+
+def _make(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, progress: bool) -> None:
+    _remove_abandoned(folder.parent)
+    making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    try:
+        reading = Reading(data.on_malformed)
+        threshold = holdout_threshold(source, data)
+        train, held_out = _Writer(making, "train", tokenizer.bos_id), _Writer(making, "holdout", tokenizer.bos_id)
+        for document, ids in _encoded(documents(source, reading), reading, tokenizer, source.name, progress):
+            (held_out if text_hash(document.text) < threshold else train).append(ids, document.origin)
+        if source.holdout:
+            other = Reading(data.on_malformed)
+            name = f"{source.name} (held out)"
+            for document, ids in _encoded(holdout_documents(source, other), other, tokenizer, name, progress):
+                held_out.append(ids, document.origin)
+            reading.malformed += other.malformed
+        for writer, path in ((train, source.path), (held_out, source.holdout or source.path)):
+            if not writer.close():
+                raise DataError(f"data.sources.{source.name}: path={path!r} holds no document")
+        (making / "malformed.txt").write_text("".join(f"{line}\n" for line in reading.malformed), encoding="utf-8")
+        meta = {"train": train.tokens, "holdout": held_out.tokens, "malformed": len(reading.malformed)}
+        (making / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        try:
+            os.rename(making, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first, and made the same
+                raise
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _encoded(
+    found: Iterable[Document], reading: Reading, tokenizer: Tokenizer, name: str, progress: bool
+) -> Iterator[tuple[Document, list[int]]]:
+    with tqdm(desc=f"tokenizing {name}", unit="B", unit_scale=True, disable=not progress) as bar:
+        for batch in _batches(found):
+            yield from zip(batch, tokenizer.encode_batch([document.text for document in batch]), strict=True)
+            bar.total = reading.total
+            bar.update(reading.position - bar.n)
+
+
+def _batches(found: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in found:
+        batch.append(document)
+        size += len(document.text)
+        if size >= _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Writer:
+    def __init__(self, folder: Path, side: str, bos_id: int) -> None:
+        self._bos_id = bos_id
+        self._starts_path = folder / f"{side}.starts.npy"
+        self._starts = array("q")
+        self._file = open(folder / f"{side}.tokens", "wb")  # noqa: SIM115
+        self._origins = open(folder / f"{side}.origins.txt", "w", encoding="utf-8", newline="\n")  # noqa: SIM115
+        self.tokens = 0
+
+    def append(self, ids: list[int], origin: str) -> None:
+        self._file.write(np.array([self._bos_id, *ids], dtype=np.uint16).tobytes())
+        self._origins.write(" ".join(origin.splitlines()) + "\n")
+        self._starts.append(self.tokens)
+        self.tokens += 1 + len(ids)
+
+    def close(self) -> int:
+        """The number of tokens written."""
+        self._file.close()
+        self._origins.close()
+        np.save(self._starts_path, np.array(self._starts, dtype=np.int64))
+        return self.tokens
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Folders of processes that were killed while making."""
+    for folder in cache.glob(".making-*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _ABANDONED_AFTER:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open(folder: Path, source: Source) -> SourceShards:
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        shards = SourceShards(TokenShard(folder, "train"), TokenShard(folder, "holdout"), int(meta["malformed"]))
+        sizes = {"train": len(shards.train), "holdout": len(shards.holdout)}
+        whole = all(meta[side] == size for side, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: damaged token shards ({error}); delete the folder to make them again") from error
+    if not whole:
+        raise DataError(f"{folder}: damaged token shards (wrong size); delete the folder to make them again")
+    if shards.malformed:
+        log.warning(
+            "data.sources.%s: %d malformed pieces were skipped; they are listed in %s",
+            source.name,
+            shards.malformed,
+            folder / "malformed.txt",
+        )
+    return shards

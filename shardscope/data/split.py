@@ -1,0 +1,40 @@
+"""Which documents are held out: one in a hundred by a hash of its text, so that copies fall on the same side."""
+
+from __future__ import annotations
+
+import hashlib
+
+from shardscope.config import DataConfig, Source
+from shardscope.data.corpora import documents
+from shardscope.data.files import DataError, Reading
+
+ONE_IN = 100
+_HASHES = 2**64
+
+
+def text_hash(text: str) -> int:
+    """0 … 2⁶⁴-1, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
+
+
+def holdout_threshold(source: Source, data: DataConfig) -> int:
+    """Documents whose hash lies below this are held out; 0 where `source.holdout` names them instead.
+
+    A source too small to have both sides gives its document of the smallest hash. Reads only until both sides are met.
+    Raises DataError if there are not two different documents.
+    """
+    if source.holdout:
+        return 0
+    threshold = _HASHES // ONE_IN
+    lowest, highest = _HASHES, -1
+    for document in documents(source, Reading(data.on_malformed, quiet=True)):
+        hashed = text_hash(document.text)
+        lowest, highest = min(lowest, hashed), max(highest, hashed)
+        if lowest < threshold <= highest:
+            return threshold
+    if lowest >= highest:
+        raise DataError(
+            f"data.sources.{source.name}: path={source.path!r} holds fewer than two different documents, so none "
+            "can be held out; give it more documents, or name a file of others in holdout"
+        )
+    return lowest + 1

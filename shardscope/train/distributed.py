@@ -1,0 +1,108 @@
+"""One process or many: who am I, what do we agree on, who writes.
+
+Started by torchrun (or Slurm's equivalent environment) every process holds the same weights, takes its rows of each
+batch, and averages gradients through DistributedDataParallel. A single process is a world of one and pays nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from shardscope.config import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of this run. A context manager: leaving it ends the process group."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, device: str = "auto") -> World:
+        """This process's place, from torchrun's environment. Raises ConfigError for a device that is not there."""
+        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        place = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+        if place.type == "cuda":
+            torch.cuda.set_device(place)
+        if size > 1:
+            dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        return cls(rank, size, place)
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    @property
+    def main(self) -> bool:
+        """True in the one process that prints and writes."""
+        return self.rank == 0
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        return dist.group.WORLD if self.size > 1 else None
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """Every process does `work`, the main one before the others: what it wrote, they find."""
+        if self.size == 1:
+            return work()
+        done = work() if self.main else None
+        dist.barrier()
+        return done if self.main and done is not None else work()
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module` with its gradients averaged over the world."""
+        if self.size == 1:
+            return module
+        return nn.parallel.DistributedDataParallel(
+            module, device_ids=[self.device] if self.device.type == "cuda" else None
+        )
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The average of a tensor over the world."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+            value /= self.size
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """True everywhere if it is true anywhere: all processes have to stop at the same step."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(flags)
+        return bool(flags.item())
+
+
+def pick_device(device: str, local_rank: int = 0) -> torch.device:
+    """The torch device that a recipe or a command line means. Raises ConfigError for one that is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device={device!r} is no torch device; use auto, cpu, cuda, cuda:1, or mps") from None
+    if place.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"device={device!r}: this torch sees no CUDA device; use auto or cpu")
+        place = torch.device("cuda", local_rank if place.index is None else place.index)
+    return place
+
+
+def is_main_process() -> bool:
+    """True outside torchrun and in its process of rank 0."""
+    return int(os.environ.get("RANK", 0)) == 0

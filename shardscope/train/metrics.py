@@ -1,0 +1,141 @@
+"""Where a run's numbers go: metrics.jsonl always, the progress line, and TensorBoard or Weights & Biases on request.
+
+A line of metrics.jsonl is one JSON object with `kind` ("train", "eval", "sentinel", "sample" or "event"), `step`
+(optimizer steps done when it was written) and `time` (seconds since the epoch).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from shardscope.config import ConfigError, Recipe
+
+FILE = "metrics.jsonl"
+
+
+@runtime_checkable
+class Logger(Protocol):
+    """A guest that is told the scalars as they come."""
+
+    def log(self, scalars: Mapping[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Metrics:
+    """Appends to metrics.jsonl, one flushed line at a time, and hands numbers on to the loggers."""
+
+    def __init__(self, folder: Path, loggers: Sequence[Logger] = ()) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / FILE
+        self.loggers = loggers
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        scalars = {f"{kind}/{name}": value for name, value in _flat(values) if isinstance(value, (int, float))}
+        for logger in self.loggers:
+            logger.log(scalars, step)
+
+    def close(self) -> None:
+        self._file.close()
+        for logger in self.loggers:
+            logger.close()
+
+
+class NoMetrics(Metrics):
+    """What ranks other than the first write: nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def read_metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, oldest first. A last line cut off by a kill is left out."""
+    path = folder / FILE
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if kind is None or line.get("kind") == kind:
+            lines.append(line)
+    return lines
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Drop what was logged after `step`: a resumed run writes those lines again."""
+    if not (folder / FILE).exists():
+        return
+    kept = [line for line in read_metrics(folder) if line["step"] <= step]
+    partial = folder / f".{FILE}.partial"
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    os.replace(partial, folder / FILE)
+
+
+def open_loggers(recipe: Recipe) -> list[Logger]:
+    """The guests that `train.loggers` names. Raises ConfigError when one is not installed."""
+    makers = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+    loggers: list[Logger] = []
+    for name in recipe.train.loggers:
+        try:
+            loggers.append(makers[name](recipe))
+        except ImportError as error:
+            raise ConfigError(
+                f"train.loggers names {name!r}, which is not installed ({error}); pip install 'shardscope[log]'"
+            ) from None
+    return loggers
+
+
+class TensorBoard:
+    def __init__(self, recipe: Recipe) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(recipe.folder / "tensorboard"))
+
+    def log(self, scalars: Mapping[str, float], step: int) -> None:
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    def __init__(self, recipe: Recipe) -> None:
+        import wandb
+
+        self.run = wandb.init(
+            project="shardscope", name=recipe.name, id=recipe.name, resume="allow", config=recipe.to_dict(),
+            dir=str(recipe.folder),
+        )  # fmt: skip
+
+    def log(self, scalars: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(scalars), step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value

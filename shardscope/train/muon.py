@@ -1,0 +1,286 @@
+"""Muon for the block matrices, AdamW for embeddings and norms.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces a matrix's Nesterov momentum by
+the nearest orthogonal matrix, so that every direction of the matrix learns at one rate. The nearest orthogonal
+matrix of U S Vᵀ is U Vᵀ; Newton–Schulz steps approach it with matrix products alone.
+
+Every block matrix takes part (W_Q, W_K, W_V, W_O, W_gate, W_in, W_out), embeddings and norm scales do not.
+W_Q, W_K and W_V [head d_model d_head] count as one d_model x (head d_head) matrix each, W_O [head d_head d_model]
+as (head d_head) x d_model.
+
+Where ours differs from the original: ten Newton–Schulz steps instead of five, eight that pull all singular values
+up quickly and two that converge to exactly 1 (the form of DeepSeek-V4); the update is scaled by
+0.18 sqrt(max(rows, cols)), which gives its entries AdamW's usual size, so both share one learning rate; weight
+decay is decoupled. Matrices of one shape go through the steps as one batch. Clipping happens here too, and a step
+whose gradient is not finite changes nothing, without the host ever waiting for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.distributed as dist
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shardscope.config import OptimizerConfig
+
+NEWTON_SCHULZ = 8 * ((3.4445, -4.7750, 2.0315),) + 2 * ((2.0, -1.5, 0.5),)
+
+_FUSED_HEADS = {
+    "W_Q": "head d_model d_head -> d_model (head d_head)",
+    "W_K": "head d_model d_head -> d_model (head d_head)",
+    "W_V": "head d_model d_head -> d_model (head d_head)",
+    "W_O": "head d_head d_model -> (head d_head) d_model",
+}
+
+
+def newton_schulz(matrices: Float[Tensor, "matrix rows cols"]) -> Float[Tensor, "matrix rows cols"]:
+    """The orthogonal polar factor of every matrix: singular values become 1, singular vectors stay.
+
+    A step maps each singular value s to a s + b s³ + c s⁵. Runs in bfloat16 on CUDA and in the given dtype elsewhere.
+    """
+    if matrices.shape[-2] > matrices.shape[-1]:
+        return newton_schulz(matrices.mT).mT
+    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
+    x = x.bfloat16() if x.is_cuda else x
+    for a, b, c in NEWTON_SCHULZ:
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.to(matrices.dtype)
+
+
+def as_matrix(name: str, tensor: Tensor) -> Float[Tensor, "rows cols"]:
+    """A block parameter, or its gradient, as the matrix that Muon orthogonalises."""
+    pattern = _FUSED_HEADS.get(name.rsplit(".", 1)[-1])
+    return rearrange(tensor, pattern) if pattern else tensor
+
+
+def from_matrix(name: str, matrix: Float[Tensor, "rows cols"], like: Tensor) -> Tensor:
+    """The inverse of `as_matrix`, in the shape of the parameter `like`."""
+    pattern = _FUSED_HEADS.get(name.rsplit(".", 1)[-1])
+    if pattern is None:
+        return matrix
+    inside, outside = pattern.split(" -> ")
+    return rearrange(matrix, f"{outside} -> {inside}", head=like.shape[0])
+
+
+def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """(the block matrices, which Muon takes; the rest: embeddings and norm scales), by name."""
+    matrices, rest = {}, {}
+    for name, parameter in model.named_parameters():
+        takes = name.startswith("blocks.") and parameter.ndim >= 2
+        (matrices if takes else rest)[name] = parameter
+    return matrices, rest
+
+
+def orthogonalise(
+    updates: Float[Tensor, "matrix rows cols"], group: dist.ProcessGroup | None = None
+) -> Float[Tensor, "matrix rows cols"]:
+    """`newton_schulz`, its matrices divided among the ranks of `group` (None: all of them here).
+
+    Every rank passes the same updates and gets all results.
+    """
+    ranks = 1 if group is None else dist.get_world_size(group)
+    if ranks == 1:
+        return newton_schulz(updates)
+    share = -(-len(updates) // ranks)
+    first = min(dist.get_rank(group) * share, len(updates))
+    mine = updates[first : first + share]
+    # Ranks exchange equal shares, so the last ones are filled up.
+    done = updates.new_zeros(share, *updates.shape[1:])
+    if len(mine):
+        done[: len(mine)] = newton_schulz(mine)
+    shares = [torch.empty_like(done) for _ in range(ranks)]
+    dist.all_gather(shares, done, group=group)
+    return torch.cat(shares)[: len(updates)]
+
+
+class ShardOptimizer:
+    """Muon for the block matrices and AdamW for the rest, or AdamW for everything (`config.name == "adamw"`).
+
+    `step(lr_scale)` clips the gradient to `config.clip`, updates, and returns the gradient's norm before clipping.
+    `group` are the ranks, each holding the same weights and gradients, that divide Newton–Schulz among themselves.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig, group: dist.ProcessGroup | None = None) -> None:
+        self.config = config
+        matrices, rest = split_parameters(model)
+        self.parameters = [*matrices.values(), *rest.values()]
+        self.updates: list[_Muon | _AdamW] = []
+        if config.name == "muon":
+            by_shape: dict[tuple[int, ...], dict[str, nn.Parameter]] = {}
+            for name, parameter in matrices.items():
+                by_shape.setdefault(tuple(as_matrix(name, parameter).shape), {})[name] = parameter
+            self.updates += [_Muon(members, config, group) for members in by_shape.values()]
+            self.updates.append(_AdamW(rest, config, lr=config.lr * config.adamw_ratio, decay=0.0))
+        else:
+            self.updates.append(_AdamW(matrices, config, lr=config.lr, decay=config.weight_decay))
+            self.updates.append(_AdamW(rest, config, lr=config.lr, decay=0.0))
+
+    @torch.no_grad()
+    def step(self, lr_scale: float = 1.0) -> Float[Tensor, ""]:
+        """Update every parameter at `lr_scale` times its learning rate; returns the gradient's global norm.
+
+        When the norm is not finite, weights and optimizer state stay exactly as they were.
+        Raises ValueError if a parameter has no gradient.
+        """
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if len(gradients) < len(self.parameters):
+            raise ValueError("a parameter has no gradient; call backward() before step()")
+        norm = torch.nn.utils.get_total_norm(gradients)
+        clipped = (self.config.clip / (norm + 1e-6)).clamp(max=1.0) if self.config.clip else torch.ones_like(norm)
+        gradient = _Gradient(scale=clipped, finite=norm.isfinite())
+        for update in self.updates:
+            update.step(gradient, lr_scale)
+        return norm
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Plain tensors by name: `<parameter>.momentum`, or `.exp_avg` and `.exp_avg_sq`, shaped like the parameter, and `steps`."""
+        state: dict[str, Tensor] = {}
+        for update in self.updates:
+            state |= update.state_dict()
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave. Raises ValueError that names what is missing, left over, or misshapen."""
+        own = self.state_dict()
+        for verb, names in (("lacks", own.keys() - state.keys()), ("has an unknown", state.keys() - own.keys())):
+            if names:
+                raise ValueError(f"the optimizer state {verb} {sorted(names)[0]!r}; was it saved by another optimizer?")
+        for name, tensor in own.items():
+            if tensor.shape != state[name].shape:
+                raise ValueError(
+                    f"the optimizer state's {name!r} has shape {list(state[name].shape)}, the model needs {list(tensor.shape)}"
+                )
+        for update in self.updates:
+            update.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    """What a step does to the raw gradients, as tensors on the device."""
+
+    scale: Float[Tensor, ""]
+    finite: Tensor  # a bool; False: this step changes nothing
+
+
+class _Muon:
+    """Muon for matrices of one shape. The momentum of all of them is one tensor [matrix rows cols]."""
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, group: dist.ProcessGroup | None
+    ) -> None:
+        self.parameters, self.config, self.group = dict(parameters), config, group
+        self.momentum = torch.zeros_like(self._stack(p.detach() for p in self.parameters.values()))
+        self.scale = 0.18 * max(self.momentum.shape[1:]) ** 0.5
+
+    def step(self, gradient: _Gradient, lr_scale: float) -> None:
+        raw = self._stack(p.grad for p in self.parameters.values() if p.grad is not None)
+        update = _compiled(_nesterov, raw)(raw, self.momentum, gradient.scale, gradient.finite, self.config.momentum)
+        lr = self.config.lr * lr_scale
+        decay = torch.where(gradient.finite, 1 - lr * self.config.weight_decay, 1.0)
+        move = orthogonalise(update, self.group) * torch.where(gradient.finite, -lr * self.scale, 0.0)
+        weights = list(self.parameters.values())
+        moves = [from_matrix(name, move[i], p) for i, (name, p) in enumerate(self.parameters.items())]
+        torch._foreach_mul_(weights, decay)
+        torch._foreach_add_(weights, moves)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.momentum": from_matrix(name, self.momentum[i], p).contiguous()
+            for i, (name, p) in enumerate(self.parameters.items())
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.momentum.copy_(self._stack(state[f"{name}.momentum"] for name in self.parameters))
+
+    def _stack(self, tensors: Iterable[Tensor]) -> Float[Tensor, "matrix rows cols"]:
+        named = zip(self.parameters, tensors, strict=True)
+        return torch.stack([as_matrix(name, tensor) for name, tensor in named])
+
+
+class _AdamW:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over all its parameters as one long vector."""
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, lr: float, decay: float
+    ) -> None:
+        self.parameters, self.betas, self.lr, self.decay = dict(parameters), config.betas, lr, decay
+        flat = self._flat(p.detach() for p in self.parameters.values())
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(flat), torch.zeros_like(flat)
+        self.steps = torch.zeros((), device=flat.device)
+
+    def step(self, gradient: _Gradient, lr_scale: float) -> None:
+        raw = self._flat(p.grad for p in self.parameters.values() if p.grad is not None)
+        self.steps += gradient.finite
+        direction = _compiled(_adam, raw)(
+            raw, self.exp_avg, self.exp_avg_sq, self.steps, gradient.scale, gradient.finite, *self.betas
+        )
+        lr = self.lr * lr_scale
+        move = direction * torch.where(gradient.finite, -lr, 0.0)
+        weights = list(self.parameters.values())
+        if self.decay:
+            torch._foreach_mul_(weights, torch.where(gradient.finite, 1 - lr * self.decay, 1.0))
+        torch._foreach_add_(weights, self._split(move))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {f"{name}.steps": self.steps.clone() for name in self.parameters}
+        for key, flat in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
+            state |= {
+                f"{name}.{key}": part.clone() for name, part in zip(self.parameters, self._split(flat), strict=True)
+            }
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.exp_avg.copy_(self._flat(state[f"{name}.exp_avg"] for name in self.parameters))
+        self.exp_avg_sq.copy_(self._flat(state[f"{name}.exp_avg_sq"] for name in self.parameters))
+        for name in self.parameters:
+            self.steps.copy_(state[f"{name}.steps"])
+
+    def _flat(self, tensors: Iterable[Tensor]) -> Float[Tensor, " element"]:
+        return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+    def _split(self, flat: Float[Tensor, " element"]) -> list[Tensor]:
+        parts = flat.split([p.numel() for p in self.parameters.values()])
+        return [part.view_as(p) for part, p in zip(parts, self.parameters.values(), strict=True)]
+
+
+def _nesterov(raw: Tensor, momentum: Tensor, scale: Tensor, finite: Tensor, mu: float) -> Tensor:
+    """Momentum in place; returns the look-ahead mu * momentum + gradient."""
+    gradient = torch.where(finite, raw * scale, 0.0)
+    momentum.copy_(torch.where(finite, mu * momentum + gradient, momentum))
+    return mu * momentum + gradient
+
+
+def _adam(
+    raw: Tensor, mean: Tensor, square: Tensor, steps: Tensor, scale: Tensor, finite: Tensor, beta1: float, beta2: float
+) -> Tensor:
+    """Moments in place; returns the bias-corrected mean / (sqrt(square) + 1e-8)."""
+    gradient = torch.where(finite, raw * scale, 0.0)
+    mean.copy_(torch.where(finite, beta1 * mean + (1 - beta1) * gradient, mean))
+    square.copy_(torch.where(finite, beta2 * square + (1 - beta2) * gradient.square(), square))
+    steps = steps.clamp(min=1)
+    root = (square / (1 - beta2**steps)).sqrt()
+    return mean / (1 - beta1**steps) / (root + 1e-8)
+
+
+@cache
+def _fused(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    # Not at import: the compiler's machinery takes a second to load.
+    return torch.compile(function, dynamic=False)
+
+
+def _compiled(function: Callable[..., Tensor], tensor: Tensor) -> Callable[..., Tensor]:
+    """`function` itself on the CPU, its fused form on CUDA."""
+    return _fused(function) if tensor.is_cuda else function

@@ -1,0 +1,38 @@
+"""What is minimised: capped cross-entropy plus z-loss, of a window of tokens, in the arithmetic a recipe asks for."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from shardscope.config import Recipe
+from shardscope.data import document_starts
+from shardscope.model import Shard
+from shardscope.train.loss import capped_cross_entropy
+
+
+class Objective(nn.Module):
+    """`objective(window) -> (loss, metrics)`, where window is [batch pos+1]: inputs and, one later, their targets."""
+
+    def __init__(self, model: Shard, recipe: Recipe, bos_id: int) -> None:
+        super().__init__()
+        self.model = model
+        self.z_loss = recipe.optimizer.z_loss
+        self.bos_id = bos_id if recipe.data.mask_documents else None
+        device = model.device.type
+        wanted = recipe.train.dtype
+        self.half = wanted == "bfloat16" or (wanted == "auto" and device == "cuda")
+        compiled = recipe.train.compile == "on" or (recipe.train.compile == "auto" and device == "cuda")
+        self.hidden = torch.compile(model.hidden) if compiled else model.hidden
+
+    def forward(self, window: Int[Tensor, "batch window"]) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        given, targets = window[:, :-1], window[:, 1:]
+        starts = None if self.bos_id is None else document_starts(given, self.bos_id)
+        with self.arithmetic():
+            hidden = self.hidden(given, starts)
+        return capped_cross_entropy(hidden, self.model.embed.W_E, targets, self.model.config.logit_cap, self.z_loss)
+
+    def arithmetic(self) -> torch.autocast:
+        """bfloat16 matmuls where the recipe wants them; weights and their gradients stay float32."""
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.half)

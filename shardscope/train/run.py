@@ -1,0 +1,109 @@
+"""The folder of a run: its recipe, its checkpoints, and the rules of starting again and forking.
+
+A run is `running`, `paused early` (a signal or its time budget ended it) or `finished`; the newest checkpoint says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from shardscope.checkpoint import (
+    STATE,
+    CheckpointError,
+    checkpoint_folder,
+    list_checkpoints,
+    read_json,
+    resolve_checkpoint,
+)
+from shardscope.config import ConfigError, Recipe
+
+RECIPE = "recipe.json"
+# Fields that may differ when a run is started again: where and how it computes, not what.
+FREE = ("name", "run_dir", "start_from", "data.cache_dir", "train.")
+# …except the batch, which decides the losses.
+BOUND = ("train.batch_size",)
+
+
+def claim_folder(recipe: Recipe) -> Path | None:
+    """Make the run's folder and return the checkpoint to resume from, if there is one.
+
+    Raises ConfigError when the folder belongs to a run with another recipe.
+    """
+    folder = recipe.folder
+    stored = folder / RECIPE
+    # Written as JSON and read back, so that tuples and lists compare as equal.
+    now = json.loads(json.dumps(recipe.to_dict()))
+    if stored.exists():
+        for key, before, after in _differences(read_json(stored), now):
+            if key in BOUND or not key.startswith(FREE):
+                raise ConfigError(
+                    f"{folder} holds a run with {key}={before!r}, this recipe says {after!r}; "
+                    f"give --run_dir another folder, or delete {folder}"
+                )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty and not a run ({RECIPE} is missing); give --run_dir another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{RECIPE}.partial"
+    partial.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, stored)
+    for leftover in (folder / "checkpoints").glob(".*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    resumable = [c for c in list_checkpoints(folder) if (c / STATE).exists()]
+    return resumable[-1] if resumable else None
+
+
+def find_stable(start_from: str) -> Path:
+    """The checkpoint an anneal forks from: the one named, or a run's newest of the stable phase."""
+    path = Path(start_from)
+    checkpoints = [c for c in list_checkpoints(path) if (c / STATE).exists()]
+    if not checkpoints:
+        return resolve_checkpoint(path)
+    stable = [c for c in checkpoints if read_json(c / STATE).get("phase") == "stable"]
+    if not stable:
+        raise CheckpointError(
+            f"{path} has no checkpoint of the stable phase, its newest is at step {checkpoints[-1].name[5:].lstrip('0')} in "
+            f"{read_json(checkpoints[-1] / STATE).get('phase')}; name a checkpoint folder itself to start from it all the same"
+        )
+    return stable[-1]
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints; the newest of the stable phase stays, anneals fork from it."""
+    if keep == 0:
+        return
+    checkpoints = list_checkpoints(run)
+    stable = [c for c in checkpoints if read_json(c / STATE).get("phase") == "stable"]
+    kept = {*checkpoints[-keep:], *stable[-1:]}
+    for checkpoint in checkpoints:
+        if checkpoint not in kept:
+            # Renamed first: a kill halfway leaves no checkpoint that looks whole.
+            doomed = checkpoint.with_name(f".{checkpoint.name}.partial")
+            checkpoint.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def run_status(run: Path) -> dict[str, Any]:
+    """What the newest checkpoint says of the run: step, steps, phase, status, and why it ended, if it did."""
+    checkpoints = [c for c in list_checkpoints(run) if (c / STATE).exists()]
+    if not checkpoints:
+        return {"status": "no checkpoint yet"}
+    facts = read_json(checkpoints[-1] / STATE)
+    return {key: facts.get(key) for key in ("step", "steps", "phase", "status", "reason")}
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    found = []
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append((prefix + key, old, new))
+    return found
+
+
+__all__ = ["checkpoint_folder", "claim_folder", "find_stable", "prune", "run_status"]

@@ -1,0 +1,130 @@
+"""Everything a run needs before its first step: folder, tokenizer, data, model, optimizer, and where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from shardscope.checkpoint import STATE, TOKENIZER, TrainingState, load, read_training_state
+from shardscope.config import ConfigError, Recipe
+from shardscope.data import Prepared, prepare, sample_documents
+from shardscope.model import Shard
+from shardscope.tokenizer import Tokenizer
+from shardscope.train.distributed import World
+from shardscope.train.metrics import rewind
+from shardscope.train.muon import ShardOptimizer
+from shardscope.train.objective import Objective
+from shardscope.train.run import claim_folder, find_stable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    recipe: Recipe
+    world: World
+    tokenizer: Tokenizer
+    data: Prepared
+    model: Shard
+    objective_module: Objective
+    objective: nn.Module  # the same, with gradients averaged over the world
+    optimizer: ShardOptimizer
+    step: int = 0
+    tokens_before: int = 0  # trained on before this run began
+    skipped: int = 0
+    seconds: float = 0.0
+    started_from: str = ""
+
+    def describe(self) -> dict[str, Any]:
+        """For the log: what this start of the run works with."""
+        plan = self.data.mixture.plan(self.recipe.schedule.steps)
+        return {
+            "resumed_at": self.step,
+            "started_from": self.started_from,
+            "device": str(self.world.device),
+            "processes": self.world.size,
+            "n_params": self.model.n_params,
+            "tokenizer": self.tokenizer.fingerprint,
+            "malformed": self.data.malformed,
+            "sources": {s.name: {"tokens": s.tokens, "share": s.share, "epochs": s.epochs} for s in plan},
+        }
+
+
+def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
+    """Claim the folder and build or load everything. Raises ConfigError when recipe, folder and data do not fit."""
+    resume = world.main_first(lambda: claim_folder(recipe))
+    start = resume or (find_stable(recipe.start_from) if recipe.phase == "anneal" else None)
+    state = _state(start)
+    torch.manual_seed(recipe.seed)
+    if start is not None:
+        model, tokenizer = _from_checkpoint(start)
+    else:
+        tokenizer = world.main_first(lambda: _tokenizer(recipe, progress))
+        assert recipe.model is not None, "Recipe says that a pretrain has a model"
+        if tokenizer.vocab_size > recipe.model.vocab_size:
+            raise ConfigError(
+                f"tokenizer.path: the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is only "
+                f"{recipe.model.vocab_size}; raise it"
+            )
+        model = Shard(recipe.model, tokenizer)
+    model.to(world.device).train()
+    data = world.main_first(
+        lambda: prepare(
+            recipe.data,
+            tokenizer,
+            batch_size=recipe.train.batch_size,
+            seed=recipe.seed,
+            eval_tokens=recipe.train.eval_tokens,
+            progress=progress,
+        )
+    )
+    optimizer = ShardOptimizer(model, recipe.optimizer, world.group)
+    if state is not None:
+        optimizer.load_state_dict({name: tensor.to(world.device) for name, tensor in state.optimizer.items()})
+    objective = Objective(model, recipe, tokenizer.bos_id)
+    facts = state.facts if state else {}
+    if resume is not None and world.main:
+        rewind(recipe.folder, state.step if state else 0)
+    tokens = recipe.train.batch_size * recipe.data.seq_len
+    return Setup(
+        recipe=recipe,
+        world=world,
+        tokenizer=tokenizer,
+        data=data,
+        model=model,
+        objective_module=objective,
+        objective=world.wrap(objective),
+        optimizer=optimizer,
+        step=state.step if state and resume else 0,
+        tokens_before=facts.get("tokens", 0) - (state.step * tokens if state and resume else 0),
+        skipped=facts.get("skipped_steps", 0) if resume else 0,
+        seconds=facts.get("seconds", 0.0) if resume else 0.0,
+        started_from=str(start or ""),
+    )
+
+
+def _state(start: Path | None) -> TrainingState | None:
+    return read_training_state(start) if start is not None and (start / STATE).exists() else None
+
+
+def _from_checkpoint(start: Path) -> tuple[Shard, Tokenizer]:
+    model = load(start, dtype=torch.float32)
+    if model.tokenizer is None:
+        raise ConfigError(f"{start}: holds no {TOKENIZER}; put the one it was trained with there")
+    return model, model.tokenizer
+
+
+def _tokenizer(recipe: Recipe, progress: bool) -> Tokenizer:
+    """The recipe's tokenizer: an existing one, or one trained on its data and kept in the run's folder."""
+    assert recipe.model is not None, "Recipe says that a pretrain has a model"
+    if recipe.tokenizer.path:
+        return Tokenizer.load(recipe.tokenizer.path)
+    kept = recipe.folder / TOKENIZER
+    if not kept.exists():
+        if progress:
+            print(f"training a tokenizer of {recipe.model.vocab_size} entries on the data …", flush=True)
+        texts = sample_documents(recipe.data, recipe.tokenizer.documents)
+        Tokenizer.train(texts, recipe.model.vocab_size).save(kept)
+    return Tokenizer.load(kept)

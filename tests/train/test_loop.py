@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from shardscope import load
+from shardscope.checkpoint import STATE, list_checkpoints, read_json, read_tensors
+from shardscope.config import ConfigError, load_recipe
+from shardscope.train import TrainingError, loop, train
+from shardscope.train.metrics import read_metrics
+from shardscope.train.run import run_status
+
+
+def run(path: Path, **overrides: str):
+    return train(load_recipe(path, {key.replace("__", "."): value for key, value in overrides.items()}), progress=False)
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in read_metrics(folder, "train")}
+
+
+def start(path: Path, phase: str = "pretrain", *flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"shardscope.recipes.{phase}", str(path), *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+    while max(losses(folder), default=0) < step:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+def test_training_learns_and_leaves_a_whole_run(recipe_file: Path, tmp_path: Path) -> None:
+    outcome = run(recipe_file)
+    assert (outcome.status, outcome.step) == ("finished", 20)
+    first, *_, last = read_metrics(tmp_path / "run", "eval")
+    assert last["all"]["bits_per_byte"] < 0.8 * first["all"]["bits_per_byte"]
+    assert {line["step"] for line in read_metrics(tmp_path / "run", "sentinel")} == {10, 20}
+    assert [c.name for c in list_checkpoints(tmp_path / "run")] == ["step-00000010", "step-00000015", "step-00000020"]
+    model = load(tmp_path / "run")
+    assert model.tokenizer is not None
+    assert not model.training
+
+
+def test_resuming_equals_never_stopping_bit_for_bit(recipe_file: Path, tmp_path: Path) -> None:
+    whole = run(recipe_file, run_dir=str(tmp_path / "whole"))
+    run_half = load_recipe(recipe_file, {"train.max_minutes": "1"})
+    stopper = loop.Stop
+    try:
+        loop.Stop = lambda *_: StopAt(7)  # type: ignore[assignment,misc,return-value]
+        paused = train(run_half, progress=False)
+    finally:
+        loop.Stop = stopper  # type: ignore[misc]
+    assert (paused.status, paused.step) == ("paused early", 7)
+    resumed = run(recipe_file)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        ours, theirs = read_tensors(resumed.checkpoint / name), read_tensors(whole.checkpoint / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+
+
+class StopAt(loop.Stop):
+    """Asks the run to stop once it was asked about it `steps` times before a step and once within it."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.asked, self.steps = 0, steps
+
+    @property
+    def reason(self) -> str | None:
+        caller = sys._getframe(1).f_code.co_name
+        if caller == "run":
+            self.asked += 1
+        return "planted" if self.asked > self.steps else None
+
+
+@pytest.mark.slow
+def test_killed_three_times_at_random_the_run_ends_with_the_same_loss(recipe_file: Path, tmp_path: Path) -> None:
+    """SIGKILL leaves no time for anything; what was written before has to be enough."""
+    steps = ("--schedule.steps", "60")
+    whole = start(recipe_file, "pretrain", *steps, "--run_dir", str(tmp_path / "whole"))
+    rng = random.Random()
+    for kill in range(3):
+        process = start(recipe_file, "pretrain", *steps)
+        wait_for_step(tmp_path / "run", 15 * kill + rng.randint(6, 18), process)
+        time.sleep(rng.random() * 0.1)
+        process.kill()
+        process.wait()
+    process = start(recipe_file, "pretrain", *steps)
+    assert process.wait() == 0, process.communicate()[1]
+    assert whole.wait() == 0, whole.communicate()[1]
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "run")) == 60
+
+
+def test_sigterm_saves_and_leaves_with_status_0_and_the_state_says_so(recipe_file: Path, tmp_path: Path) -> None:
+    process = start(recipe_file, "pretrain", "--schedule.steps", "100000")
+    wait_for_step(tmp_path / "run", 3, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0, process.communicate()[1]
+    status = run_status(tmp_path / "run")
+    assert (status["status"], status["reason"]) == ("paused early", "SIGTERM")
+    assert status["step"] == max(losses(tmp_path / "run"))
+    info = subprocess.run(
+        [sys.executable, "-m", "shardscope.cli", "info", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "paused early (SIGTERM)" in info.stdout
+
+
+def test_a_spent_time_budget_ends_the_stable_phase_so_that_an_anneal_can_start(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    outcome = run(recipe_file, schedule__steps="100000", schedule__warmup="0", train__max_minutes="0.02")
+    assert outcome.status == "paused early"
+    assert "0.02 minutes" in outcome.reason
+    annealed = run(tmp_path / "anneal.toml")
+    assert annealed.status == "finished"
+    start_event = read_metrics(tmp_path / "anneal", "event")[0]
+    assert start_event["started_from"] == str(outcome.checkpoint)
+
+
+def test_an_anneal_forks_the_newest_checkpoint_of_the_stable_phase(recipe_file: Path, tmp_path: Path) -> None:
+    run(recipe_file, schedule__decay="0.45")
+    assert read_json(list_checkpoints(tmp_path / "run")[-1] / STATE)["phase"] == "decay"
+    run(tmp_path / "anneal.toml")
+    assert read_metrics(tmp_path / "anneal", "event")[0]["started_from"].endswith("step-00000011")
+    before, *_, after = read_metrics(tmp_path / "anneal", "eval")
+    assert after["two"]["loss"] < before["two"]["loss"]
+    rates = [line["lr"] for line in read_metrics(tmp_path / "anneal", "train")]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == 1e-2
+
+
+def test_an_anneal_of_a_run_without_a_stable_phase_is_refused(recipe_file: Path, tmp_path: Path) -> None:
+    run(recipe_file, schedule__kind="'cosine'")
+    with pytest.raises(ConfigError, match="no checkpoint of the stable phase, its newest is at step 20 in decay"):
+        run(tmp_path / "anneal.toml")
+
+
+def test_a_folder_keeps_its_recipe(recipe_file: Path, tmp_path: Path) -> None:
+    run(recipe_file, schedule__steps="2")
+    with pytest.raises(ConfigError, match=r"holds a run with optimizer.lr=0.01, this recipe says 0.02; give --run_dir"):
+        run(recipe_file, schedule__steps="2", optimizer__lr="0.02")
+    assert run(recipe_file, schedule__steps="2", train__log_every="2").reason == "every step was already done"
+
+
+def test_a_foreign_folder_is_left_alone(recipe_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("precious")
+    with pytest.raises(ConfigError, match=r"is not empty and not a run \(recipe.json is missing\)"):
+        run(recipe_file)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
+    """From some steps on the loss is NaN, and with it every gradient."""
+    calls = iter(range(10_000))
+    original = loop.Loop._take_step
+
+    def take_step(self: loop.Loop, batch: object) -> bool:
+        forward = self.setup.objective.forward
+        bad = next(calls) in bad_steps
+
+        def poisoned(window: torch.Tensor):
+            loss, found = forward(window)
+            return loss * (torch.nan if bad else 1.0), found
+
+        monkeypatch.setattr(self.setup.objective, "forward", poisoned)
+        try:
+            return original(self, batch)  # type: ignore[arg-type]
+        finally:
+            monkeypatch.setattr(self.setup.objective, "forward", forward)
+
+    monkeypatch.setattr(loop.Loop, "_take_step", take_step)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {5, 6})
+    outcome = run(recipe_file)
+    assert outcome.status == "finished"
+    assert all(tensor.isfinite().all() for tensor in read_tensors(outcome.checkpoint / "model.safetensors").values())
+    assert read_json(outcome.checkpoint / STATE)["skipped_steps"] == 2
+    skipped = [line["step"] for line in read_metrics(tmp_path / "run", "event") if line["event"] == "skipped step"]
+    assert skipped == [6, 7]
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run_and_name_the_batch(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, set(range(7, 100)))
+    with pytest.raises(TrainingError) as caught:
+        run(recipe_file, train__max_bad_steps="3")
+    message = str(caught.value)
+    assert "step 9: loss nan" in message
+    assert "one.jsonl:" in message
+    kept = list_checkpoints(tmp_path / "run")[-1]
+    assert kept.name == "step-00000005"
+    assert all(tensor.isfinite().all() for tensor in read_tensors(kept / "model.safetensors").values())
+
+
+def test_micro_batches_add_up_to_the_batch(recipe_file: Path, tmp_path: Path) -> None:
+    run(recipe_file, run_dir=str(tmp_path / "whole"))
+    run(recipe_file, run_dir=str(tmp_path / "parts"), train__micro_batch="1")
+    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert list(parts.values()) == pytest.approx(list(whole.values()), rel=1e-4)
+
+
+def test_metrics_are_json_lines_with_the_promised_fields(recipe_file: Path, tmp_path: Path) -> None:
+    run(recipe_file)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["kind"] for line in lines} == {"event", "train", "eval", "sentinel"}
+    train_line = next(line for line in lines if line["kind"] == "train")
+    assert {"loss", "cross_entropy", "z", "grad_norm", "lr", "phase", "tokens_per_second"} <= train_line.keys()
+
+
+def test_two_processes_give_the_losses_of_one(recipe_file: Path, tmp_path: Path) -> None:
+    one = start(recipe_file, "pretrain", "--run_dir", str(tmp_path / "one"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = subprocess.run(
+        [*command, "-m", "shardscope.recipes.pretrain", str(recipe_file), "--run_dir", str(tmp_path / "two")],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    assert one.wait() == 0
+    ours, theirs = losses(tmp_path / "two"), losses(tmp_path / "one")
+    assert list(ours) == list(theirs)
+    assert list(ours.values()) == pytest.approx(list(theirs.values()), abs=1e-5)

@@ -1,0 +1,206 @@
+"""The `shardscope` command. It reads argv and calls one function of the room that does the work."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import get_type_hints
+
+from shardscope.config import ConfigError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status. A mistake of the user's is one sentence on stderr and status 1."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ImportError as error:
+        extra = arguments.extra
+        if not extra:
+            raise
+        print(f"error: this command needs more packages ({error}); pip install 'shardscope[{extra}]'", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader (head, less) has gone; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="shardscope",
+        description="Train a small language model, score it, and look inside it.",
+        epilog="CHECKPOINT is a checkpoint folder or a run; without one: the built-in model, or the newest run.\n\n"
+        "train:    python -m shardscope.recipes.pretrain recipes/shard-pico-pretrain.toml\n"
+        "look:     streamlit run apps/explorer.py",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"shardscope {_version()}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(
+        name: str, command: Callable[[argparse.Namespace], int], help: str, *examples: str, extra: str = ""
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog="examples:\n" + "\n".join(f"  shardscope {example}" for example in examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(command=command, extra=extra)
+        return sub
+
+    generate = add(
+        "generate",
+        _generate,
+        "Continue a prompt; greedy unless a temperature is given.",
+        'generate runs/shard-pico-anneal "Question: What is 23 + 19? Answer:"',
+        'generate "Once upon a time" --temperature 0.7 --top-p 0.9 --seed 1',
+    )
+    generate.add_argument(
+        "words", nargs="+", metavar="[CHECKPOINT] PROMPT", help="a checkpoint, if any, and the prompt"
+    )
+    generate.add_argument("--device", default="cpu", help="torch device (default cpu)")
+    _sampling_flags(generate)
+
+    info = add(
+        "info", _info, "What a checkpoint or a run is: architecture, training, state.", "info runs/shard-pico-anneal"
+    )
+    info.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT")
+
+    report = add(
+        "report",
+        _report,
+        "Held-out loss of a run before and after, beside a 3-gram baseline, and the card's six prompts.",
+        "report runs/shard-pico-anneal",
+    )
+    report.add_argument("run", metavar="RUN", help="a run folder")
+    report.add_argument("--seed", type=int, default=0, help="of the samples (default 0)")
+
+    export = add(
+        "export",
+        _export,
+        "Write a directory that stock transformers loads, as VaultGemma.",
+        "export runs/shard-pico-anneal exported/",
+        extra="lens",
+    )
+    export.add_argument("checkpoint", metavar="CHECKPOINT")
+    export.add_argument("out", metavar="DIR")
+    export.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+
+    import_ = add(
+        "import",
+        _import,
+        "Read an exported directory, or a published model.pt without running code from it.",
+        "import exported/ --out imported/",
+        "import models/model.pt --tokenizer tokenizer.json --text sample.txt --out imported/",
+        extra="lens",
+    )
+    import_.add_argument("path", metavar="PATH", help="an exported directory, or a .pt file")
+    import_.add_argument("--out", required=True, metavar="DIR", help="where the checkpoint is written")
+    import_.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json of a .pt file")
+    import_.add_argument("--text", metavar="FILE", help="a text that decides what is ambiguous in a .pt file")
+
+    verify = add(
+        "verify",
+        _verify,
+        "The parity certificate: the same numbers natively, in TransformerLens and in transformers.",
+        "verify runs/shard-pico-anneal",
+        extra="lens",
+    )
+    verify.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT")
+    return parser
+
+
+def _sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for each field of SamplingConfig, with its own help."""
+    from shardscope.generate import SamplingConfig
+
+    hints = get_type_hints(SamplingConfig)
+    for item in fields(SamplingConfig):
+        flag, text = f"--{item.name.replace('_', '-')}", item.metadata["help"]
+        default = item.default if item.default is not MISSING else None
+        if hints[item.name] is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+        elif isinstance(default, int | float):
+            parser.add_argument(flag, type=hints[item.name], default=default, help=f"{text} (default {default})")
+        else:
+            parser.add_argument(flag, action="append", default=[], metavar="TEXT", help=f"{text}; may be repeated")
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from shardscope import load
+    from shardscope.generate import SamplingConfig, stream
+
+    *checkpoint, prompt = arguments.words
+    if len(checkpoint) > 1:
+        raise ConfigError(
+            f"{len(arguments.words)} words were given, at most a checkpoint and a prompt fit; quote the prompt"
+        )
+    choices = {item.name: getattr(arguments, item.name) for item in fields(SamplingConfig)}
+    config = SamplingConfig(**{**choices, "stop": tuple(choices["stop"])})
+    model = load(checkpoint[0] if checkpoint else None, device=arguments.device)
+    print(prompt, end="", flush=True)
+    for event in stream(model, prompt, config):
+        print(event.text, end="", flush=True)
+    print()
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from shardscope.checkpoint import describe
+
+    print(describe(arguments.checkpoint))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from shardscope import load
+    from shardscope.evals.report import format_report, held_out_table
+    from shardscope.failures import card_table, sample_card
+
+    print(format_report(held_out_table(arguments.run)), end="\n\n")
+    model = load(arguments.run)
+    print(card_table(sample_card(model, temperature=0.7, top_p=0.9, seed=arguments.seed)))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from shardscope.lens.commands import export_command
+
+    export_command(arguments.checkpoint, arguments.out, arguments.dtype)
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from shardscope.lens.commands import import_command
+
+    import_command(Path(arguments.path), arguments.out, arguments.tokenizer, arguments.text)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from shardscope.lens.commands import verify_command
+
+    return verify_command(arguments.checkpoint)
+
+
+def _version() -> str:
+    from shardscope import __version__
+
+    return __version__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

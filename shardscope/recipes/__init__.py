@@ -1,0 +1,1 @@
+"""Runs started from the command line: `python -m shardscope.recipes.pretrain RECIPE` and `….anneal RECIPE`."""

@@ -1,0 +1,71 @@
+"""The command line of a recipe: a TOML file, and a flag for each of its fields."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING
+from typing import Any
+
+from shardscope.config import PRESETS, ConfigError, load_recipe, recipe_fields
+from shardscope.model import Shard
+from shardscope.train import Outcome, TrainingError, train
+from shardscope.train.distributed import is_main_process
+
+
+def run_recipe(phase: str, doc: str | None, argv: Sequence[str] | None = None) -> int:
+    """Train as the command line says; the exit status: 0 when the run finished or paused in good order."""
+    summary, _, examples = (doc or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m shardscope.recipes.{phase}",
+        usage=f"python -m shardscope.recipes.{phase} RECIPE [--FIELD VALUE ...]",
+        description=summary,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, as in recipes/")
+    fields = parser.add_argument_group("fields of the recipe", "each flag overrides the file; values are TOML")
+    fields.add_argument("--model.preset", metavar="VALUE", help=f"a named architecture: {', '.join(PRESETS)}")
+    for key, text, default in recipe_fields():
+        shown = "" if default is MISSING or default in ("", None, ()) else f" (default {_plain(default)})"
+        fields.add_argument(f"--{key}", metavar="VALUE", help=(text + shown).replace("%", "%%"))
+    arguments = vars(parser.parse_args(argv))
+    path = arguments.pop("recipe")
+    try:
+        recipe = load_recipe(path, {key: text for key, text in arguments.items() if text is not None})
+        if recipe.phase != phase:
+            raise ConfigError(
+                f"{path}: phase={recipe.phase!r}; run it with python -m shardscope.recipes.{recipe.phase}"
+            )
+        outcome = train(recipe, probe=_probe if recipe.train.sample_every else None)
+    except (ConfigError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if is_main_process():
+        print(_closing_words(outcome))
+    return 0
+
+
+def _probe(model: Shard) -> list[dict[str, Any]]:
+    from shardscope.failures import sample_card
+
+    return [
+        {"prompt": prompt.text, "output": generation.text, "failure": labels.summary}
+        for prompt, generation, labels in sample_card(model, max_new_tokens=128, temperature=0.7, top_p=0.9, seed=0)
+    ]
+
+
+def _closing_words(outcome: Outcome) -> str:
+    lines = [f"{outcome.status} at step {outcome.step}: {outcome.reason}", f"checkpoint: {outcome.checkpoint}"]
+    if outcome.scores:
+        lines += [
+            f"held-out {name}: loss {score.loss:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte"
+            for name, score in outcome.scores.items()
+        ]
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,1 @@
+"""Scores: what a run is measured against, and the report of a run."""

@@ -1,0 +1,22 @@
+"""What goes wrong in a sample: loops, symbol breakdown, echoes, stray numbers, early ends."""
+
+from shardscope.failures.card import CardSample, card_table, describe, sample_card
+from shardscope.failures.labels import Failure, Flag, Labels, label
+from shardscope.failures.loops import Loop, find_loop
+from shardscope.failures.prompts import CARD_PROMPTS, CardPrompt, Domain
+
+__all__ = [
+    "CARD_PROMPTS",
+    "CardPrompt",
+    "CardSample",
+    "Domain",
+    "Failure",
+    "Flag",
+    "Labels",
+    "Loop",
+    "card_table",
+    "describe",
+    "find_loop",
+    "label",
+    "sample_card",
+]

@@ -1,0 +1,81 @@
+"""The card's six prompts, sampled and labelled, and a table of them for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from shardscope.failures.labels import WORDS, Labels, label
+from shardscope.failures.prompts import CARD_PROMPTS, CardPrompt
+from shardscope.generate import Generation, SamplingConfig, generate
+from shardscope.model import Shard
+
+
+class CardSample(NamedTuple):
+    prompt: CardPrompt
+    generation: Generation
+    labels: Labels
+
+
+def sample_card(
+    model: Shard,
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.7,
+    top_p: float = 0.9,
+    seed: int = 0,
+) -> list[CardSample]:
+    """Continue the six prompts (by default with the card's own temperature and top-p) and label what comes out."""
+    config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    generations = generate(model, [prompt.text for prompt in CARD_PROMPTS], config)
+    return [
+        CardSample(prompt, generation, label_generation(model, generation, max_new_tokens, prompt))
+        for prompt, generation in zip(CARD_PROMPTS, generations, strict=True)
+    ]
+
+
+def label_generation(model: Shard, generation: Generation, max_new_tokens: int, prompt: CardPrompt) -> Labels:
+    return label(
+        generation.prompt,
+        generation.text,
+        generation.ids,
+        generation.stop_reason,
+        max_new_tokens,
+        domain=prompt.domain,
+        gold=prompt.gold,
+        tokenizer=model.tokenizer,
+    )
+
+
+def card_table(samples: Sequence[CardSample], width: int = 110) -> str:
+    """A plain-text table of `width` columns: the prompt, its continuation on one line, and what is wrong with it."""
+    rows = [("prompt", "continuation", "flags")]
+    rows += [(s.prompt.text, _one_line(s.generation.text), describe(s.labels)) for s in samples]
+    first = max(len(row[0]) for row in rows)
+    last = max(len(row[2]) for row in rows)
+    middle = max(20, width - first - last - 4)
+    lines = [f"{a:<{first}}  {_cut(b, middle):<{middle}}  {c}".rstrip() for a, b, c in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def describe(labels: Labels) -> str:
+    """The flags in a few words, the primary one first."""
+    words = [labels.summary]
+    for flag in labels.flags:
+        word = WORDS[flag.failure]
+        if flag.suspect:
+            words.append(f"{word}?")
+        elif word != labels.summary:
+            words.append(word)
+    if labels.loop is not None:
+        at = words.index("loop")
+        words[at] = f"loop ({labels.loop.repeats:.0f} × {labels.loop.period} tokens)"
+    return ", ".join([*words, *(["no end"] if labels.non_termination else [])])
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

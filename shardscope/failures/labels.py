@@ -1,0 +1,157 @@
+"""One output, its failures: which, where, and how sure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Literal
+
+from shardscope.failures.answers import Found, find_number_echo, find_text_echo, find_unsupported_number
+from shardscope.failures.breakdown import find_breakdown
+from shardscope.failures.loops import Loop, find_counter, find_episodes, find_loop, suspect_loop
+from shardscope.failures.prompts import Domain
+from shardscope.generate import StopReason
+from shardscope.generate.text import TextStream
+from shardscope.tokenizer import Tokenizer
+
+Failure = Literal["early_eos", "symbol_breakdown", "loop", "answer_echo", "digit_hallucination"]
+
+# The first that holds is a sample's primary failure.
+ORDER: tuple[Failure, ...] = ("early_eos", "symbol_breakdown", "loop", "answer_echo", "digit_hallucination")
+WORDS: dict[Failure, str] = {
+    "early_eos": "early end",
+    "symbol_breakdown": "breakdown",
+    "loop": "loop",
+    "answer_echo": "echo",
+    "digit_hallucination": "digits",
+}
+
+FEWEST_OF_A_COMPLETION = 8  # tokens; a closed answer needs one
+MATH_TOKENS = 32  # the numbers in these are checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """A failure in tokens start … end - 1 of the output.
+
+    `suspect`: the evidence is there but short of the rule's minimum, or (answer_echo) no right answer was given.
+    """
+
+    failure: Failure
+    kind: str
+    start: int
+    end: int
+    suspect: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """All that is wrong with one output.
+
+    `loop` is the loop in which it ends, `escaped` those it got out of, `non_termination` that it ran into
+    `max_new_tokens`.
+    """
+
+    flags: tuple[Flag, ...]
+    loop: Loop | None
+    escaped: tuple[Loop, ...]
+    non_termination: bool
+
+    @property
+    def primary(self) -> Failure | Literal["ok"]:
+        """The first failure, in the order of `ORDER`, that is more than suspected."""
+        found = {flag.failure for flag in self.flags if not flag.suspect}
+        return next((failure for failure in ORDER if failure in found), "ok")
+
+    @property
+    def summary(self) -> str:
+        """One word for a table: clean, loop, breakdown, early end, echo, digits."""
+        return "clean" if self.primary == "ok" else WORDS[self.primary]
+
+
+def label(
+    prompt: str,
+    text: str,
+    ids: Sequence[int],
+    stop_reason: StopReason,
+    max_new_tokens: int,
+    domain: Domain | None = None,
+    gold: str | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Labels:
+    """Every failure that needs no model to see: loops, breakdowns, echoes, stray numbers, early ends.
+
+    `ids` are the output's tokens and `text` what they say. `domain` math switches on the checks of numbers and code
+    relaxes those of symbols. `gold` is the right answer. Without `tokenizer` the text counts as spread evenly over the
+    tokens: spans are then approximate, and counters (loops in which a number changes) are not looked for.
+    """
+    pieces = _even_pieces(text, len(ids)) if tokenizer is None else token_pieces(ids, tokenizer)
+    loop = find_loop(ids, pieces) or (find_counter(ids, pieces) if tokenizer is not None else None)
+    episodes = find_episodes(ids, pieces)
+    candidates = [
+        _early_eos(text, ids, stop_reason, closed=gold is not None),
+        _breakdown(pieces, domain),
+        _loop(loop, ids, pieces),
+        _echo(prompt, text, pieces, domain, gold),
+        _digits(prompt, pieces, gold) if domain == "math" else None,
+    ]
+    return Labels(
+        flags=tuple(flag for flag in candidates if flag is not None),
+        loop=loop,
+        escaped=tuple(episode for episode in episodes if episode.end < len(ids)),
+        non_termination=stop_reason == "length" and len(ids) >= max_new_tokens,
+    )
+
+
+def token_pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    """The characters that each token completes; joined they are the text."""
+    stream = TextStream(tokenizer)
+    return [stream.push(id) for id in ids]
+
+
+def _early_eos(text: str, ids: Sequence[int], stop_reason: StopReason, closed: bool) -> Flag | None:
+    empty = not text.strip()
+    if stop_reason != "eos" or not (empty or len(ids) < (1 if closed else FEWEST_OF_A_COMPLETION)):
+        return None
+    return Flag(failure="early_eos", kind="empty" if empty else "short", start=0, end=len(ids))
+
+
+def _breakdown(pieces: Sequence[str], domain: Domain | None) -> Flag | None:
+    found = find_breakdown(pieces, domain)
+    if found is None:
+        return None
+    return Flag(failure="symbol_breakdown", kind=found.kind, start=found.start, end=found.end)
+
+
+def _loop(loop: Loop | None, ids: Sequence[int], pieces: Sequence[str]) -> Flag | None:
+    found = loop or suspect_loop(ids, pieces)
+    if found is None:
+        return None
+    return Flag(failure="loop", kind=found.kind, start=found.start, end=found.end, suspect=loop is None)
+
+
+def _echo(prompt: str, text: str, pieces: Sequence[str], domain: Domain | None, gold: str | None) -> Flag | None:
+    if domain == "math":
+        found, suspect = find_number_echo(prompt, text, gold), gold is None
+    else:
+        found, suspect = find_text_echo(prompt, text), False
+    return None if found is None else _over_tokens("answer_echo", found, pieces, suspect)
+
+
+def _digits(prompt: str, pieces: Sequence[str], gold: str | None) -> Flag | None:
+    found = find_unsupported_number(prompt, "".join(pieces[:MATH_TOKENS]), gold)
+    return None if found is None else _over_tokens("digit_hallucination", found, pieces)
+
+
+def _over_tokens(failure: Failure, found: Found, pieces: Sequence[str], suspect: bool = False) -> Flag:
+    """From characters to tokens."""
+    ends = list(accumulate(map(len, pieces)))
+    start = next((token for token, end in enumerate(ends) if end > found.start), len(pieces))
+    end = next((token for token, end in enumerate(ends) if end >= found.end), len(pieces) - 1) + 1
+    return Flag(failure=failure, kind=found.kind, start=start, end=end, suspect=suspect)
+
+
+def _even_pieces(text: str, tokens: int) -> list[str]:
+    cuts = [len(text) * token // max(tokens, 1) for token in range(tokens + 1)]
+    return [text[start:end] for start, end in pairwise(cuts)]

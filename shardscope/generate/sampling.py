@@ -1,0 +1,132 @@
+"""Choosing the next token: repetition penalty, temperature, top-k, top-p, in that order, then one uniform number.
+
+A sequence draws from its own generator, seeded by its own seed, so its sample does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from shardscope.config import ConfigError, choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How to continue a prompt. The default is greedy."""
+
+    max_new_tokens: int = choice(256, help="tokens to generate at most")
+    temperature: float = choice(0.0, help="logits are divided by it before sampling; 0: greedy")
+    top_k: int = choice(0, help="sample among the k likeliest tokens; 0: among all")
+    top_p: float = choice(1.0, help="sample among the likeliest tokens that together have this probability")
+    repetition_penalty: float = choice(1.0, help="divides positive logits of seen tokens, multiplies negative ones")
+    stop: tuple[str, ...] = choice((), help="texts that end a sequence; they are cut from its text")
+    seed: int = choice(0, help="sequence i of a batch is sampled with seed + i")
+    stop_at_eos: bool = choice(True, help="end a sequence at <|endoftext|>")
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        _require(0 <= self.temperature < float("inf"), f"temperature={self.temperature} must be 0 (greedy) or above")
+        _require(self.top_k >= 0, f"top_k={self.top_k} is negative; use 0 to sample among all tokens")
+        _require(0 < self.top_p <= 1, f"top_p={self.top_p} is a probability; use a value above 0, at most 1")
+        _require(
+            0 < self.repetition_penalty < float("inf"),
+            f"repetition_penalty={self.repetition_penalty} must be above 0; 1 switches it off",
+        )
+        _require(not isinstance(self.stop, str), f"stop={self.stop!r} is one string; pass a tuple of them")
+        _require(all(self.stop), "stop holds an empty string, which would stop before the first token; remove it")
+        _require(0 <= self.seed < 2**63, f"seed={self.seed} must lie between 0 and 2^63 - 1")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(f"sampling: {message}")
+
+
+class Sampler:
+    """The state of a batch's sampling: each row's random numbers, and the tokens it has seen."""
+
+    BLOCK = 64  # numbers drawn from a generator at once
+
+    def __init__(
+        self, config: SamplingConfig, prompts: Sequence[Sequence[int]], seeds: Sequence[int], logits_like: Tensor
+    ) -> None:
+        self.config = config
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.drawn = 0
+        self.uniforms = torch.empty(0)
+        self.seen: Bool[Tensor, "batch vocab"] | None = None
+        if config.repetition_penalty != 1:
+            self.seen = torch.zeros_like(logits_like, dtype=torch.bool)
+            for row, prompt in enumerate(prompts):
+                self.seen[row, torch.tensor(prompt, device=logits_like.device)] = True
+
+    @torch.no_grad()
+    def __call__(self, logits: Float[Tensor, "batch vocab"]) -> tuple[list[int], list[float]]:
+        """The chosen ids, and their log-probabilities under the model itself (before penalty, temperature, cuts)."""
+        scores = logits if self.seen is None else penalise(logits, self.seen, self.config.repetition_penalty)
+        if self.config.temperature == 0:
+            ids = scores.argmax(dim=-1)
+        else:
+            ids = draw(shaped(scores, self.config), self._uniform().to(logits.device))
+        if self.seen is not None:
+            self.seen[torch.arange(len(ids), device=ids.device), ids] = True
+        logprobs = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(dim=-1)
+        return ids.tolist(), logprobs.tolist()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self.generators = [self.generators[row] for row in rows]
+        if len(self.uniforms):
+            self.uniforms = self.uniforms[list(rows)]
+        if self.seen is not None:
+            self.seen = self.seen[torch.tensor(rows, device=self.seen.device)]
+
+    def _uniform(self) -> Float[Tensor, "batch"]:
+        column = self.drawn % self.BLOCK
+        if column == 0:
+            blocks = [torch.rand(self.BLOCK, generator=g, dtype=torch.float64) for g in self.generators]
+            self.uniforms = torch.stack(blocks)
+        self.drawn += 1
+        return self.uniforms[:, column]
+
+
+def penalise(
+    logits: Float[Tensor, "batch vocab"], seen: Bool[Tensor, "batch vocab"], penalty: float
+) -> Float[Tensor, "batch vocab"]:
+    """Make tokens seen before less likely (Keskar et al. 2019, arXiv:1909.05858)."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def shaped(logits: Float[Tensor, "batch vocab"], config: SamplingConfig) -> Float[Tensor, "batch vocab"]:
+    """The probabilities to draw from, in float64: tempered, cut to top-k, then to top-p, not renormalised.
+
+    Among equal logits the lower id is cut last. The likeliest token always stays.
+    """
+    scores = logits.double() / config.temperature
+    if not config.top_k and config.top_p == 1:
+        return scores.softmax(dim=-1)
+    ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+    if config.top_k:
+        ordered[:, config.top_k :] = -torch.inf
+    probabilities = ordered.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    # Top-p (Holtzman et al. 2020, arXiv:1904.09751) keeps the token that crosses the threshold.
+    probabilities = probabilities.masked_fill(before >= config.top_p, 0)
+    return torch.zeros_like(probabilities).scatter_(1, order, probabilities)
+
+
+def draw(probabilities: Float[Tensor, "batch vocab"], uniform: Float[Tensor, "batch"]) -> Int[Tensor, "batch"]:
+    """The token at which the cumulative probability passes `uniform` (in [0, 1)) of the total.
+
+    In the order of the ids, so that two nearly equal probabilities changing places changes nothing.
+    """
+    cumulative = probabilities.cumsum(dim=-1)
+    total = cumulative[:, -1:].contiguous()
+    token = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
+    last_possible = torch.searchsorted(cumulative, total)
+    return torch.minimum(token, last_possible)[:, 0]

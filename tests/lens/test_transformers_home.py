@@ -1,0 +1,235 @@
+"""A Shard leaves for stock transformers and comes back: same logits, same text, same bits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shardscope import Shard, ShardConfig, load
+from shardscope.lens import export_command, export_pretrained, import_command, import_pretrained, to_transformers
+from shardscope.lens.transformers_home import HomeError
+from shardscope.tokenizer import Tokenizer
+
+transformers = pytest.importorskip("transformers")
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+PROMPTS = [
+    f"{opening}{number}" for opening in ("Once upon ", "K7Q", "The ca", "def f", "2+") for number in (3, 7, 12, 40)
+]
+
+
+def tokens_of(length: int, vocab: int = 300) -> torch.Tensor:
+    return torch.randint(1, vocab, (1, length), generator=torch.Generator().manual_seed(length))
+
+
+@pytest.fixture
+def awkward_norms(trained_model: Shard) -> Shard:
+    """Norm weights for which (w - 1) + 1 is not w: small, tiny, negative."""
+    with torch.no_grad():
+        trained_model.blocks[0].ln1.w[:6] = torch.tensor([0.1, 1e-5, 3e-9, -0.3, 0.0, 1 / 3])
+    assert not torch.equal((trained_model.blocks[0].ln1.w - 1) + 1, trained_model.blocks[0].ln1.w)
+    return trained_model
+
+
+@pytest.mark.parametrize("length", [10, 300], ids=["inside the window", "past the window"])
+def test_stock_transformers_gives_the_same_logits(trained_model: Shard, tmp_path: Path, length: int) -> None:
+    folder = export_pretrained(trained_model, tmp_path / "out")
+    stock = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert type(stock) is transformers.VaultGemmaForCausalLM
+    with torch.no_grad():
+        torch.testing.assert_close(stock(tokens_of(length)).logits, trained_model(tokens_of(length)), **CLOSE)
+
+
+def test_the_export_loads_in_a_process_that_does_not_know_shardscope(trained_model: Shard, tmp_path: Path) -> None:
+    folder = export_pretrained(trained_model, tmp_path / "out")
+    assert not list(folder.glob("*.py")) and "auto_map" not in (folder / "config.json").read_text()
+    code = f"""
+import sys, torch
+sys.modules["shardscope"] = None
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, report = AutoModelForCausalLM.from_pretrained({str(folder)!r}, output_loading_info=True)
+assert not report["missing_keys"] and not report["unexpected_keys"], report
+tokens = AutoTokenizer.from_pretrained({str(folder)!r})("The capital of France", return_tensors="pt").input_ids
+with torch.no_grad():
+    print(tokens.tolist(), float(model(tokens).logits.double().sum()))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert trained_model.tokenizer is not None
+    tokens = trained_model.tokenizer.encode("The capital of France", bos=True)
+    with torch.no_grad():
+        total = float(trained_model(torch.tensor([tokens])).double().sum())
+    ids, _, found = done.stdout.strip().rpartition(" ")
+    assert json.loads(ids) == [tokens]
+    assert float(found) == pytest.approx(total, abs=0.02)
+
+
+def test_greedy_text_is_the_same_over_256_tokens_past_the_window(trained_model: Shard, tmp_path: Path) -> None:
+    stock = transformers.AutoModelForCausalLM.from_pretrained(export_pretrained(trained_model, tmp_path / "out"))
+    prompt = tokens_of(trained_model.config.window + 5, vocab=64)
+    written = stock.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=256, eos_token_id=None)
+    ours = prompt
+    with torch.no_grad():
+        for _ in range(256):
+            ours = torch.cat([ours, trained_model(ours)[:, -1:].argmax(dim=-1)], dim=1)
+    assert torch.equal(written, ours)
+
+
+def test_bfloat16_keeps_the_greedy_text_of_twenty_prompts(trained_model: Shard, tmp_path: Path) -> None:
+    """In bfloat16 both sides round, each in its own places; what differs must be a near tie of the native model."""
+    bf16 = Shard(trained_model.config).to(torch.bfloat16)
+    bf16.load_state_dict(trained_model.state_dict())
+    folder = export_pretrained(trained_model, tmp_path / "out", dtype="bfloat16")
+    stock = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert stock.dtype == torch.bfloat16 and trained_model.tokenizer is not None
+    same = 0
+    for text in PROMPTS:
+        prompt = torch.tensor([trained_model.tokenizer.encode(text * 3, bos=True)])
+        written = stock.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=16, eos_token_id=None)
+        with torch.no_grad():
+            logits = bf16.eval()(written[:, :-1])[0, prompt.shape[1] - 1 :]
+        lost = logits.max(dim=-1).values - logits.gather(1, written[0, prompt.shape[1] :, None])[:, 0]
+        same += int((lost == 0).all())
+        assert lost.max() < 0.25, f"{text!r}: transformers took a token that is {lost.max():.2f} below the likeliest"
+    print(f"bfloat16: {same} of {len(PROMPTS)} greedy texts are the same")
+    assert same >= 10
+
+
+def test_weights_config_and_tokenizer_return_bit_for_bit(awkward_norms: Shard, tmp_path: Path) -> None:
+    returned = import_pretrained(export_pretrained(awkward_norms, tmp_path / "out"))
+    assert returned.config == awkward_norms.config
+    assert returned.tokenizer is not None and awkward_norms.tokenizer is not None
+    assert returned.tokenizer.fingerprint == awkward_norms.tokenizer.fingerprint
+    for name, weight in awkward_norms.state_dict().items():
+        assert torch.equal(returned.state_dict()[name].view(torch.int32), weight.view(torch.int32)), name
+
+
+def test_a_random_shard_54m_returns_bit_for_bit(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = Shard(ShardConfig.preset("shard-54m"))
+    with torch.no_grad():
+        for block in model.blocks:
+            block.ln1.w.normal_()
+    returned = import_pretrained(export_pretrained(model, tmp_path / "out"))
+    assert all(torch.equal(a, b) for a, b in zip(returned.parameters(), model.parameters(), strict=True))
+
+
+def test_weights_trained_further_in_transformers_win_over_the_kept_norms(trained_model: Shard, tmp_path: Path) -> None:
+    folder = export_pretrained(trained_model, tmp_path / "out")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] + 0.25
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    torch.testing.assert_close(import_pretrained(folder).ln_final.w, trained_model.ln_final.w + 0.25)
+
+
+def test_what_transformers_saves_again_comes_back(trained_model: Shard, tmp_path: Path) -> None:
+    stock = transformers.AutoModelForCausalLM.from_pretrained(export_pretrained(trained_model, tmp_path / "out"))
+    stock.save_pretrained(tmp_path / "again")
+    returned = import_pretrained(tmp_path / "again")
+    assert returned.config.layer_kinds == trained_model.config.layer_kinds
+    with torch.no_grad():
+        torch.testing.assert_close(returned(tokens_of(40)), trained_model(tokens_of(40)), **CLOSE)
+
+
+def test_untied_fine_tuning_cannot_come_back(trained_model: Shard, tmp_path: Path) -> None:
+    folder = export_pretrained(trained_model, tmp_path / "out")
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["lm_head.weight"] * 1.1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(HomeError, match="one embedding for both ends"):
+        import_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attn_logit_softcapping", 50.0),
+        ("hidden_activation", "gelu_pytorch_tanh"),
+        ("model_type", "gemma2"),
+        ("num_key_value_heads", 2),
+    ],
+)
+def test_a_model_that_is_no_shard_is_refused_by_the_key_that_shows_it(
+    trained_model: Shard, tmp_path: Path, key: str, value: object
+) -> None:
+    folder = export_pretrained(trained_model, tmp_path / "out")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, key: value}))
+    with pytest.raises(HomeError, match=key):
+        import_pretrained(folder)
+
+
+def test_the_tokenizer_encodes_as_ours_does(trained_model: Shard, tmp_path: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(export_pretrained(trained_model, tmp_path / "out"))
+    ours = trained_model.tokenizer
+    assert isinstance(ours, Tokenizer)
+    for text in ("", " two  spaces\n", "héllo 漢字 🙂", "12+7=19", "a <|endoftext|> b"):
+        assert tokenizer(text).input_ids == ours.encode(text, bos=True)
+        assert tokenizer.decode(ours.encode(text)) == text
+    assert tokenizer.model_max_length == trained_model.config.n_ctx
+    assert tokenizer(["a", "a b c"], padding=True).input_ids[0][0] == ours.bos_id, (
+        "short prompts are padded on the left"
+    )
+
+
+def test_a_padded_batch_continues_as_each_prompt_alone(trained_model: Shard, tmp_path: Path) -> None:
+    folder = export_pretrained(trained_model, tmp_path / "out")
+    stock = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    prompts = ["K7QZK7Q", "ABCDEFGHABCDEFG"]
+    together = stock.generate(
+        **tokenizer(prompts, padding=True, return_tensors="pt"), max_new_tokens=8, eos_token_id=None
+    )
+    for row, prompt in zip(together, prompts, strict=True):
+        alone = stock.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=8, eos_token_id=None)[0]
+        assert torch.equal(row[-8:], alone[-8:])
+
+
+def test_an_export_never_replaces_what_is_there(trained_model: Shard, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(HomeError, match="not empty"):
+        export_pretrained(trained_model, tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "keep me"
+    with pytest.raises(HomeError, match="float32, bfloat16, float16"):
+        export_pretrained(trained_model, tmp_path / "new", dtype="int8")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_width_that_vaultgemma_refuses_is_named(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = Shard(
+        ShardConfig(vocab_size=300, n_ctx=32, d_model=30, n_layers=2, n_heads=4, d_head=8, d_mlp=16, window=8)
+    )
+    with pytest.raises(HomeError, match="d_model=30 and n_heads=4"):
+        export_pretrained(model, tmp_path / "out")
+
+
+def test_the_commands_go_there_and_back(
+    trained_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported = export_command(trained_checkpoint, tmp_path / "there")
+    returned = load(import_command(exported, tmp_path / "back"))
+    original = load(trained_checkpoint)
+    assert all(torch.equal(a, b) for a, b in zip(returned.parameters(), original.parameters(), strict=True))
+    assert f"{original.n_params:,} parameters" in capsys.readouterr().out
+
+
+def test_an_export_holds_a_card_and_a_generation_config(trained_model: Shard, tmp_path: Path) -> None:
+    folder = export_pretrained(trained_model, tmp_path / "out")
+    generation = transformers.GenerationConfig.from_pretrained(folder)
+    assert generation.eos_token_id == generation.bos_token_id == 0
+    card = (folder / "README.md").read_text()
+    assert "library_name: transformers" in card and "window of 24 positions" in card
+    code = card.split("```python\n")[1].split("```")[0].replace('folder = "."', f"folder = {str(folder)!r}")
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_in_memory_and_on_disk_are_the_same_model(trained_model: Shard) -> None:
+    with torch.no_grad():
+        theirs = to_transformers(trained_model)(tokens_of(50)).logits
+        torch.testing.assert_close(theirs, trained_model(tokens_of(50)), **CLOSE)

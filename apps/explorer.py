@@ -1,0 +1,52 @@
+"""The explorer: `streamlit run apps/explorer.py`, or `streamlit run apps/explorer.py -- FOLDER …`.
+
+It shows the checkpoints below the folders it is started with (without any: the built-in checkpoint and `runs/`).
+Pages pick a checkpoint, a prompt, a layer and a head, call one library function, and draw what it returns.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import streamlit as st
+from PIL import Image
+
+# `streamlit run` puts this file's folder on the path, not the one above it.
+if (above := str(Path(__file__).resolve().parents[1])) not in sys.path:
+    sys.path.insert(0, above)
+
+from apps import page_attention, page_samples
+from apps.parts import address
+
+# Streamlit leaves six rem above the first element.
+STYLE = "<style>.stMainBlockContainer { padding-top: 4rem; padding-bottom: 3rem; }</style>"
+
+
+LOGO = """<svg xmlns="http://www.w3.org/2000/svg" width="150" height="28" viewBox="0 0 150 28">
+<path d="M2 2v8l16 16h8z" fill="#1f9e89"/><path d="M2 13v13h13z" fill="#1f9e89" opacity=".35"/>
+<text x="34" y="21" font-family="sans-serif" font-size="19" font-weight="600" fill="#1f9e89">Shardscope</text></svg>"""
+
+
+def icon() -> Image.Image:
+    """A sliding window's band on a dark square. Streamlit fetches named icons and emoji from other hosts."""
+    query, key = np.indices((16, 16))
+    seen = (key <= query) & (key > query - 5)
+    pixels = np.where(seen[..., None], (53, 183, 121), (68, 1, 84)).astype(np.uint8)
+    return Image.fromarray(pixels).resize((64, 64), Image.Resampling.NEAREST)
+
+
+def main() -> None:
+    st.set_page_config(page_title="Shardscope", page_icon=icon(), layout="wide")
+    st.html(STYLE)
+    st.logo(LOGO, size="large")
+    address.restore()
+    pages = [
+        st.Page(page_attention.page, title="Attention", icon=":material/grid_on:", url_path="attention", default=True),
+        st.Page(page_samples.page, title="Samples", icon=":material/format_quote:", url_path="samples"),
+    ]
+    st.navigation(pages, position="top").run()
+
+
+main()

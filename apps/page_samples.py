@@ -1,0 +1,112 @@
+"""Samples: the model card's six prompts, continued live, each with what is wrong with it and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from apps.parts import address
+from apps.parts.checkpoints import Opened, pick_checkpoint
+from apps.parts.continuing import Continuation, continue_prompts, sampling_controls
+from apps.parts.text import visible
+from apps.parts.tokens import marked_text
+from shardscope.failures import CARD_PROMPTS, CardPrompt, Labels, describe, label
+from shardscope.failures.labels import token_pieces
+from shardscope.generate import SamplingConfig
+from shardscope.tokenizer import Tokenizer
+
+COLORS = {"clean": "green", "loop": "orange", "breakdown": "red"}
+STOPS = {"eos": "ended by the model", "length": "cut at the limit", "context": "the context is full", "stop": "stopped"}
+
+
+def page() -> None:
+    opened = pick_checkpoint()
+    if opened is None:
+        return
+    with st.form("sample", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
+        sampling = sampling_controls("sample_tokens")
+        st.form_submit_button("Sample", type="primary")
+        st.form_submit_button("Next seed", on_click=next_seed)
+    address.publish()
+    draw_samples(opened, sampling)
+
+
+def next_seed() -> None:
+    st.session_state.seed += 1
+
+
+def draw_samples(opened: Opened, sampling: SamplingConfig) -> None:
+    """Six cards that fill up while the model writes, and are judged when it has ended."""
+    tokenizer = opened.model.tokenizer
+    assert tokenizer is not None
+    summary = st.empty()
+    boxes = cards(len(CARD_PROMPTS))
+    prompts = tuple(tuple(tokenizer.encode(prompt.text, bos=True)) for prompt in CARD_PROMPTS)
+    if (longest := max(map(len, prompts))) > opened.model.config.n_ctx:
+        summary.error(
+            f"The longest of the six prompts has {longest} tokens and this model's context holds "
+            f"{opened.model.config.n_ctx}; choose another checkpoint."
+        )
+        return
+    samples: list[Continuation] = []
+    for samples in continue_prompts(opened, prompts, sampling):
+        summary.progress(
+            sum(len(sample.ids) for sample in samples) / (len(samples) * sampling.max_new_tokens), "Sampling …"
+        )
+        for row, (prompt, sample) in enumerate(zip(CARD_PROMPTS, samples, strict=True)):
+            boxes[row].code(visible(prompt.text + sample.text), language=None, wrap_lines=True)
+    judged = [judge(prompt, sample, sampling, tokenizer) for prompt, sample in zip(CARD_PROMPTS, samples, strict=True)]
+    summary.markdown(count(judged))
+    for row, (prompt, sample, labels) in enumerate(zip(CARD_PROMPTS, samples, judged, strict=True)):
+        with boxes[row].container():
+            draw_sample(row, prompt, sample, labels, tokenizer)
+
+
+def cards(number: int) -> list[DeltaGenerator]:
+    """Bordered boxes in rows of two, which fold into one column on a phone."""
+    boxes = []
+    for _ in range(0, number, 2):
+        for column in st.columns(2):
+            boxes.append(column.container(border=True, height="stretch").empty())
+    return boxes[:number]
+
+
+def judge(prompt: CardPrompt, sample: Continuation, sampling: SamplingConfig, tokenizer: Tokenizer) -> Labels:
+    return label(
+        prompt.text,
+        sample.text,
+        sample.ids,
+        sample.stop_reason or "length",
+        sampling.max_new_tokens,
+        domain=prompt.domain,
+        gold=prompt.gold,
+        tokenizer=tokenizer,
+    )
+
+
+def count(judged: Sequence[Labels]) -> str:
+    """How many samples fail in which way, as Markdown."""
+    words = [labels.summary for labels in judged]
+    return " ".join(badge(word, f"{words.count(word)} {word}") for word in sorted(set(words), key=words.index))
+
+
+def badge(word: str, text: str) -> str:
+    return f":{COLORS.get(word, 'violet')}-badge[{text}]"
+
+
+def draw_sample(row: int, prompt: CardPrompt, sample: Continuation, labels: Labels, tokenizer: Tokenizer) -> None:
+    right = f" · a right answer would hold {prompt.gold}" if prompt.gold else ""
+    st.markdown(badge(labels.summary, labels.summary))
+    marked_text(prompt.text, sample.text, evidence(sample, labels, tokenizer), key=f"sample {row}")
+    st.caption(f"{describe(labels)} · {len(sample.ids)} tokens, {STOPS[sample.stop_reason or 'length']}{right}")
+
+
+def evidence(sample: Continuation, labels: Labels, tokenizer: Tokenizer) -> tuple[int, int] | None:
+    """The characters of the output that the primary failure, else the first suspicion, is about."""
+    flags = sorted(labels.flags, key=lambda flag: (flag.failure != labels.primary, flag.suspect))
+    if not flags:
+        return None
+    pieces = token_pieces(sample.ids, tokenizer)
+    return sum(map(len, pieces[: flags[0].start])), sum(map(len, pieces[: flags[0].end]))

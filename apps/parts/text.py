@@ -1,0 +1,27 @@
+"""Text from strangers (prompts, vocabularies, file names) shown as the characters it is made of."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
+
+
+def plain(text: str) -> str:
+    """`text` on one line, escaped for the places where Streamlit reads Markdown."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(visible(text).split()))
+
+
+def visible(text: str) -> str:
+    """`text` with control and formatting characters (bidi overrides, too) written out; newlines and tabs stay."""
+    return "".join(_written_out(character) for character in text)
+
+
+def _written_out(character: str) -> str:
+    # The joiners are part of how some scripts and emoji are spelled.
+    if character in "\n\t\u200c\u200d" or unicodedata.category(character) not in ("Cc", "Cf", "Cs"):
+        return character
+    if ord(character) < 0x20:
+        return chr(0x2400 + ord(character))
+    return f"\\u{ord(character):04x}"

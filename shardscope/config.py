@@ -143,18 +143,34 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hub:
+    """A dataset of the Hugging Face hub that stands in for a source whose files are not on this machine."""
+
+    path: str = choice(help="'hf:owner/dataset[:config]'")
+    text: str = choice("text", help="the field of a row that holds the document")
+    split: str = choice("train", help="split of the dataset")
+    documents: int = choice(0, help="read at most this many documents; 0: all")
+
+    def __post_init__(self) -> None:
+        _require(self.path.startswith("hf:"), f"data.sources.hub: path={self.path!r}; use 'hf:owner/dataset[:config]'")
+        _require(self.documents >= 0, f"data.sources.hub: documents={self.documents} is negative; use 0 for all")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """One stream of documents of the mixture."""
 
     name: str = choice(help="short name, used in logs and metrics")
     path: str = choice(
-        help="file, folder or glob of .txt/.jsonl/.parquet (.gz .xz .zst), 'hf:owner/dataset[:config]', 'builtin:NAME'"
+        help="file, folder or glob of .txt/.jsonl/.parquet (.gz .xz .zst), 'hf:owner/dataset[:config]', 'builtin:NAME'; "
+        "$VARIABLES are replaced"
     )
     weight: float = choice(1.0, help="share of the training sequences drawn from this source, relative to the others")
     holdout: str = choice("", help="a path of held-out documents; empty: one document in a hundred is held out")
     text: str = choice("text", help="the field of a JSONL, parquet or Hugging Face row that holds the document")
     split: str = choice("train", help="split of a Hugging Face dataset")
     documents: int = choice(0, help="read at most this many documents; 0: all")
+    hub: Hub | None = choice(None, help="read instead where `path` names no file on this machine")
 
     def __post_init__(self) -> None:
         _require(bool(self.name), "data.sources: a source has an empty name; give it one, as in name = 'prose'")

@@ -5,7 +5,7 @@ from shardscope.data.files import DataError, Reading
 from shardscope.data.holdout import Holdout, HoldoutBatch
 from shardscope.data.mixture import Batch, Mixture, SourcePlan, document_starts, format_plan
 from shardscope.data.prefetch import Prefetcher
-from shardscope.data.prepare import Prepared, prepare, sample_documents
+from shardscope.data.prepare import Prepared, prepare, sample_documents, shards_of
 from shardscope.data.shards import SourceShards, TokenShard, token_shards
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "format_plan",
     "prepare",
     "sample_documents",
+    "shards_of",
     "token_shards",
 ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import glob
 import importlib
 import json
+import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +26,25 @@ class Document(NamedTuple):
 
     text: str
     origin: str
+
+
+def located(source: Source) -> Source:
+    """The source as this machine has it: $VARIABLES replaced, and its hub counterpart where there are no such files.
+
+    Raises ConfigError for a variable that is not set when there is no counterpart.
+    """
+    path, holdout = os.path.expandvars(source.path), os.path.expandvars(source.holdout)
+    if source.hub is not None and kind_of(path) == "files" and not _exists(path):
+        hub = source.hub
+        return replace(
+            source, path=hub.path, text=hub.text, split=hub.split, documents=hub.documents, holdout="", hub=None
+        )
+    if "$" in path and not _exists(path):
+        raise ConfigError(
+            f"data.sources.{source.name}: path={source.path!r} needs an environment variable that is not set; "
+            "export it, or write the folder into the recipe"
+        )
+    return replace(source, path=path, holdout=holdout, hub=None)
 
 
 def documents(source: Source, reading: Reading) -> Iterator[Document]:
@@ -58,6 +79,11 @@ def files_of(path: str) -> list[Path]:
     if foreign:
         raise ConfigError(f"{foreign[0]}: not a kind of text file that is read; files end in {', '.join(SUFFIXES)}")
     return files
+
+
+def _exists(path: str) -> bool:
+    place = Path(path).expanduser()
+    return place.exists() or any(glob.iglob(str(place), recursive=True))
 
 
 def kind_of(path: str) -> str:

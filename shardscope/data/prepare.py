@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from shardscope.config import DataConfig, Source
-from shardscope.data.corpora import documents
+from shardscope.data.corpora import documents, located
 from shardscope.data.files import Reading
 from shardscope.data.holdout import Holdout
 from shardscope.data.mixture import Mixture
@@ -34,7 +34,7 @@ def prepare(
     data: DataConfig, tokenizer: Tokenizer, *, batch_size: int, seed: int, eval_tokens: int, progress: bool = True
 ) -> Prepared:
     """Tokenize what is not tokenized yet. Raises ConfigError or DataError for a source that cannot be used."""
-    shards = {source.name: token_shards(source, data, tokenizer, progress) for source in data.sources}
+    shards = shards_of(data, tokenizer, progress)
     mixture = Mixture(
         {name: both.train for name, both in shards.items()},
         {source.name: source.weight for source in data.sources},
@@ -49,9 +49,14 @@ def prepare(
     return Prepared(mixture, holdouts, shards)
 
 
+def shards_of(data: DataConfig, tokenizer: Tokenizer, progress: bool = True) -> dict[str, SourceShards]:
+    """The token shards of every source by name, made first where they are not in the cache."""
+    return {source.name: token_shards(located(source), data, tokenizer, progress) for source in data.sources}
+
+
 def sample_documents(data: DataConfig, n: int) -> Iterator[str]:
     """At most n texts to train a tokenizer on: one of each source in turn, and none that is held out."""
-    return islice(_in_turn([_training_texts(source, data) for source in data.sources if source.weight > 0]), n)
+    return islice(_in_turn([_training_texts(located(source), data) for source in data.sources if source.weight > 0]), n)
 
 
 def _training_texts(source: Source, data: DataConfig) -> Iterator[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from shardscope.checkpoint import CheckpointError, list_checkpoints, load, read_json
 from shardscope.config import DataConfig, Recipe
-from shardscope.data import Holdout, TokenShard, token_shards
+from shardscope.data import Holdout, TokenShard, shards_of
 from shardscope.evals.ngram import ByteNGram, Bytes
 from shardscope.tokenizer import Tokenizer
 from shardscope.train.metrics import read_metrics
@@ -62,7 +62,7 @@ def held_out_table(run: str | Path) -> list[Line]:
 
 def baseline_bits_per_byte(data: DataConfig, eval_tokens: int, tokenizer: Tokenizer) -> dict[str, float]:
     """Bits per byte of a byte 3-gram model on each source's held-out windows, and on 'all' of them."""
-    shards = {source.name: token_shards(source, data, tokenizer, progress=False) for source in data.sources}
+    shards = shards_of(data, tokenizer, progress=False)
     texts = [text_of(both.train, tokenizer, BASELINE_BYTES // len(shards)) for both in shards.values()]
     model = ByteNGram(np.concatenate(texts))
     scores, total_bits, total_bytes = {}, 0.0, 0

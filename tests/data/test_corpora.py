@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from shardscope.config import ConfigError, Source
+from shardscope.config import ConfigError, Hub, Source
 from shardscope.data import DataError, Document, Reading, documents
+from shardscope.data.corpora import located
 
 TEXTS = ["first é", "second\nwith two lines", "third 🙂", ""]
 
@@ -248,3 +249,20 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_unknown_builtin_corpus_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="no built-in corpus 'pros'; did you mean 'prose'"):
         read("builtin:pros")
+
+
+def test_a_source_without_files_here_is_read_from_its_hub_counterpart(tmp_path: Path, monkeypatch) -> None:
+    hub = Hub(path="hf:owner/books:en", text="body", split="all", documents=7)
+    source = Source(name="books", path="$BOOKS_HERE/books.*.txt", holdout="$BOOKS_HERE/val.txt", hub=hub)
+    monkeypatch.setenv("BOOKS_HERE", str(tmp_path))
+    away = located(source)
+    assert (away.path, away.text, away.split, away.documents, away.holdout) == ("hf:owner/books:en", "body", "all", 7, "")
+    (tmp_path / "books.0.txt").write_text("Here.")
+    here = located(source)
+    assert (here.path, here.holdout, here.text) == (f"{tmp_path}/books.*.txt", f"{tmp_path}/val.txt", "text")
+
+
+def test_an_unset_variable_without_a_counterpart_is_named(monkeypatch) -> None:
+    monkeypatch.delenv("BOOKS_HERE", raising=False)
+    with pytest.raises(ConfigError, match=r"data\.sources\.books: path='\$BOOKS_HERE/a\.txt' needs an environment var"):
+        located(Source(name="books", path="$BOOKS_HERE/a.txt"))

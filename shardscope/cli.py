@@ -7,10 +7,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
+from importlib import import_module
 from pathlib import Path
 from typing import get_type_hints
 
 from shardscope.config import ConfigError
+
+# What `shardscope bench` measures, and the module that knows how: `add_arguments(parser)` and `run(arguments)`.
+BENCHES = {
+    "train": "shardscope.train.bench",
+    "decode": "shardscope.generate.bench",
+    "attention": "shardscope.lens.microscope.bench",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,6 +128,17 @@ def _parser() -> argparse.ArgumentParser:
         extra="lens",
     )
     verify.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT")
+
+    bench = add(
+        "bench",
+        _bench,
+        "Measure speed beside a peer in the same run: a table, and JSON.",
+        "bench train",
+        "bench decode --help",
+        extra="lens",
+    )
+    bench.add_argument("what", choices=tuple(BENCHES), help="what is measured; `shardscope bench WHAT --help` says how")
+    bench.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own flags")
     return parser
 
 
@@ -194,6 +213,18 @@ def _verify(arguments: argparse.Namespace) -> int:
     from shardscope.lens.commands import verify_command
 
     return verify_command(arguments.checkpoint)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    module = import_module(BENCHES[arguments.what])
+    parser = argparse.ArgumentParser(
+        prog=f"shardscope bench {arguments.what}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    status: int = module.run(parser.parse_args(arguments.rest))
+    return status
 
 
 def _version() -> str:

@@ -15,6 +15,8 @@ from shardscope import Shard, ShardConfig  # noqa: E402
 from shardscope.checkpoint import save_checkpoint  # noqa: E402
 from shardscope.tokenizer import Tokenizer  # noqa: E402
 
+pytest_plugins = ["tiny_run"]
+
 SENTENCES = [
     "Once upon a time, in a small village, there lived a clockmaker who counted every second of the day.",
     "The capital of France is Paris, and the capital of Italy is Rome.",

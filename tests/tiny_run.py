@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-WORDS = ["the", "a", "cat", "dog", "sees", "eats", "finds", "small", "red", "old", "house", "tree", "river", "and", "then", "again", "slowly"]
+WORDS = "the a cat dog sees eats finds small red old house tree river and then again slowly"
 
 
 def write_corpus(path: Path, seed: int, documents: int = 120) -> None:
-    rng = random.Random(seed)
+    rng, words = random.Random(seed), WORDS.split(" ")
     with path.open("w") as file:
         for _ in range(documents):
-            text = " ".join(rng.choice(WORDS) for _ in range(rng.randint(20, 60))) + "."
+            text = " ".join(rng.choice(words) for _ in range(rng.randint(20, 60))) + "."
             file.write(json.dumps({"text": text}) + "\n")
 
 

@@ -15,23 +15,28 @@ from shardscope.config import ConfigError
 
 # What `shardscope bench` measures, and the module that knows how: `add_arguments(parser)` and `run(arguments)`.
 BENCHES = {
-    "train": "shardscope.train.bench",
-    "decode": "shardscope.generate.bench",
-    "attention": "shardscope.lens.microscope.bench",
+    "train": ("shardscope.train.bench", "Training: tokens a second, MFU, memory, beside transformers' model."),
+    "decode": ("shardscope.generate.bench", "Generation: tokens a second beside transformers' generate."),
+    "attention": (
+        "shardscope.lens.microscope.bench",
+        "Attention views of a long prompt beside TransformerLens's cache.",
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status. A mistake of the user's is one sentence on stderr and status 1."""
-    arguments = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = arguments.command
+    words = list(sys.argv[1:] if argv is None else argv)
+    extra = "lens" if words[:1] in (["attention"], ["bench"]) else ""
     try:
-        return command(arguments)
+        arguments = _parser(words).parse_args(words)
+        extra = arguments.extra
+        status: int = arguments.command(arguments)
+        return status
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ImportError as error:
-        extra = arguments.extra
         if not extra:
             raise
         print(f"error: this command needs more packages ({error}); pip install 'shardscope[{extra}]'", file=sys.stderr)
@@ -44,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="shardscope",
         description="Train a small language model, score it, and look inside it.",
@@ -129,16 +134,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT")
 
-    bench = add(
-        "bench",
-        _bench,
-        "Measure speed beside a peer in the same run: a table, and JSON.",
-        "bench train",
-        "bench decode --help",
+    def lend(sub: argparse.ArgumentParser, module_name: str, *command: str) -> None:
+        """The flags of `sub` are its module's own; it is imported only for this very command."""
+        if list(command) == list(words[: len(command)]):
+            module = import_module(module_name)
+            module.add_arguments(sub)
+            sub.set_defaults(command=module.run)
+
+    attention = add(
+        "attention",
+        _unreachable,
+        "Every head's attention over a prompt, as PNG, Parquet and one offline HTML page.",
+        "attention runs/shard-pico-anneal --prompt-file story.txt --out looking/",
         extra="lens",
     )
-    bench.add_argument("what", choices=tuple(BENCHES), help="what is measured; `shardscope bench WHAT --help` says how")
-    bench.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own flags")
+    lend(attention, "shardscope.lens.microscope.export", "attention")
+
+    bench = add(
+        "bench",
+        _unreachable,
+        "Measure speed beside a peer in the same run: a table, and JSON.",
+        *(f"bench {what} --help" for what in BENCHES),
+        extra="lens",
+    )
+    benches = bench.add_subparsers(metavar="WHAT", required=True)
+    for what, (module_name, text) in BENCHES.items():
+        lend(benches.add_parser(what, help=text, description=text), module_name, "bench", what)
     return parser
 
 
@@ -215,16 +236,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     return verify_command(arguments.checkpoint)
 
 
-def _bench(arguments: argparse.Namespace) -> int:
-    module = import_module(BENCHES[arguments.what])
-    parser = argparse.ArgumentParser(
-        prog=f"shardscope bench {arguments.what}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.add_arguments(parser)
-    status: int = module.run(parser.parse_args(arguments.rest))
-    return status
+def _unreachable(arguments: argparse.Namespace) -> int:
+    raise AssertionError("a lent command brings its own function")
 
 
 def _version() -> str:

@@ -95,10 +95,15 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     report = add(
         "report",
         _report,
-        "Held-out loss of a run before and after, beside a 3-gram baseline, and the card's six prompts.",
+        "Held-out loss of a run before and after, beside a byte n-gram, gzip and xz, and the card's six prompts.",
         "report runs/shard-pico-anneal",
+        "report runs/shard-nano-anneal --ngram 5 --ngram-bytes 400_000_000",
     )
     report.add_argument("run", metavar="RUN", help="a run folder")
+    report.add_argument("--ngram", type=int, default=3, metavar="N", help="order of the byte n-gram model (default 3)")
+    report.add_argument(
+        "--ngram-bytes", type=int, default=64_000_000, metavar="N", help="training text it sees (default 64,000,000)"
+    )
     report.add_argument("--seed", type=int, default=0, help="of the samples (default 0)")
 
     export = add(
@@ -210,7 +215,8 @@ def _report(arguments: argparse.Namespace) -> int:
     from shardscope.evals.report import format_report, held_out_table
     from shardscope.failures import card_table, sample_card
 
-    print(format_report(held_out_table(arguments.run)), end="\n\n")
+    table = held_out_table(arguments.run, arguments.ngram, arguments.ngram_bytes)
+    print(format_report(table, arguments.ngram), end="\n\n")
     model = load(arguments.run)
     print(card_table(sample_card(model, temperature=0.7, top_p=0.9, seed=arguments.seed)))
     return 0

@@ -1,10 +1,13 @@
-"""The report of a run: held-out loss at its start and end beside a 3-gram baseline, and the card's prompts.
+"""The report of a run: held-out loss at its start and end, beside what needs no neural network.
 
-The baseline is trained on the run's own training text and scored on the bytes that the model is scored on.
+The n-gram model is trained on the run's own training text and scored on the bytes that the model is scored on; gzip
+and xz compress those bytes.
 """
 
 from __future__ import annotations
 
+import gzip
+import lzma
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,18 +27,30 @@ BASELINE_BYTES = 64_000_000
 
 @dataclass(frozen=True)
 class Line:
-    """Bits per byte of one source, held out. `loss` is in nats a token."""
+    """Bits per byte of one source, held out; the losses are in nats a token."""
 
     source: str
     loss_before: float
     loss_after: float
     before: float
     after: float
-    baseline: float
+    baseline: Baseline
 
 
-def held_out_table(run: str | Path) -> list[Line]:
-    """A line for each source of the run, the last one 'all'. Raises CheckpointError if it was never evaluated."""
+@dataclass(frozen=True)
+class Baseline:
+    """Bits per byte of one source's held-out text without a neural network."""
+
+    ngram: float
+    gzip: float
+    xz: float
+
+
+def held_out_table(run: str | Path, order: int = 3, most: int = BASELINE_BYTES) -> list[Line]:
+    """A line for each source of the run, the last one 'all'; the n-gram model sees at most `most` bytes of text.
+
+    Raises CheckpointError if the run was never evaluated.
+    """
     run = Path(run)
     if not list_checkpoints(run):
         raise CheckpointError(f"{run}: not a run with a checkpoint; name a folder like runs/shard-pico-anneal")
@@ -46,7 +61,7 @@ def held_out_table(run: str | Path) -> list[Line]:
     recipe = Recipe.from_dict(read_json(run / RECIPE))
     tokenizer = load(run).tokenizer
     assert tokenizer is not None, "a run's checkpoint holds its tokenizer"
-    baseline = baseline_bits_per_byte(recipe.data, recipe.train.eval_tokens, tokenizer)
+    baseline = baselines(recipe.data, recipe.train.eval_tokens, tokenizer, order, most)
     return [
         Line(
             name,
@@ -60,18 +75,25 @@ def held_out_table(run: str | Path) -> list[Line]:
     ]
 
 
-def baseline_bits_per_byte(data: DataConfig, eval_tokens: int, tokenizer: Tokenizer) -> dict[str, float]:
-    """Bits per byte of a byte 3-gram model on each source's held-out windows, and on 'all' of them."""
+def baselines(data: DataConfig, eval_tokens: int, tokenizer: Tokenizer, order: int, most: int) -> dict[str, Baseline]:
+    """The baselines on each source's held-out windows, and on 'all' of them."""
     shards = shards_of(data, tokenizer, progress=False)
-    texts = [text_of(both.train, tokenizer, BASELINE_BYTES // len(shards)) for both in shards.values()]
-    model = ByteNGram(np.concatenate(texts))
-    scores, total_bits, total_bytes = {}, 0.0, 0
+    texts = [text_of(both.train, tokenizer, most // len(shards)) for both in shards.values()]
+    model = ByteNGram(np.concatenate(texts), order)
+    rows, sizes = {}, []
     for name, both in shards.items():
         holdout = Holdout(name, both.holdout, tokenizer, seq_len=data.seq_len, eval_tokens=eval_tokens)
-        bits = sum(model.bits(window)[-scored:].sum() for window, scored in _scored_bytes(holdout, tokenizer))
-        scores[name] = float(bits) / holdout.bytes
-        total_bits, total_bytes = total_bits + float(bits), total_bytes + holdout.bytes
-    return {**scores, "all": total_bits / total_bytes}
+        windows = _scored_bytes(holdout, tokenizer, order - 1)
+        text = b"".join(window[-scored:].tobytes() for window, scored in windows)
+        bits = float(sum(model.bits(window)[-scored:].sum() for window, scored in windows))
+        packed = (bits, 8 * len(gzip.compress(text)), 8 * len(lzma.compress(text, preset=9)), len(text))
+        rows[name] = _baseline(*packed)
+        sizes.append(packed)
+    return {**rows, "all": _baseline(*np.sum(sizes, axis=0).tolist())}
+
+
+def _baseline(ngram: float, gzip: float, xz: float, size: float) -> Baseline:
+    return Baseline(ngram / size, gzip / size, xz / size)
 
 
 def text_of(shard: TokenShard, tokenizer: Tokenizer, most: int) -> Bytes:
@@ -79,29 +101,30 @@ def text_of(shard: TokenShard, tokenizer: Tokenizer, most: int) -> Bytes:
     return _as_bytes(shard.tokens[:most], tokenizer)[:most]
 
 
-def format_report(table: list[Line]) -> str:
+def format_report(table: list[Line], order: int = 3) -> str:
     """The table as text."""
     width = max(len(line.source) for line in table)
     header = (
-        f"{'held out':{width}}  {'loss before':>11} {'after':>7}  {'bits/byte before':>16} {'after':>7}  {'3-gram':>7}"
+        f"{'held out':{width}}  {'loss before':>11} {'after':>7}  {'bits/byte before':>16} {'after':>7}  "
+        f"{f'{order}-gram':>7} {'gzip':>7} {'xz':>7}"
     )
     rows = [
         f"{line.source:{width}}  {line.loss_before:>11.4f} {line.loss_after:>7.4f}  "
-        f"{line.before:>16.4f} {line.after:>7.4f}  {line.baseline:>7.4f}"
+        f"{line.before:>16.4f} {line.after:>7.4f}  "
+        f"{line.baseline.ngram:>7.4f} {line.baseline.gzip:>7.4f} {line.baseline.xz:>7.4f}"
         for line in table
     ]
     return "\n".join([header, *rows])
 
 
-def _scored_bytes(holdout: Holdout, tokenizer: Tokenizer) -> list[tuple[Bytes, int]]:
-    """For each window its bytes, and how many at its end are scored: all but the first token's and two for history."""
+def _scored_bytes(holdout: Holdout, tokenizer: Tokenizer, history: int) -> list[tuple[Bytes, int]]:
+    """For each window `history` newlines and its bytes, and how many bytes are scored: all after the first token."""
     found = []
     for batch in holdout.batches(64):
         for tokens, lengths in zip(batch.tokens.numpy(), batch.bytes.numpy(), strict=True):
             text = _as_bytes(tokens, tokenizer)
-            history = np.frombuffer(b"\n\n", dtype=np.uint8)
             if scored := int(lengths.sum()):
-                found.append((np.concatenate([history, text]), scored))
+                found.append((np.concatenate([np.full(history, ord("\n"), dtype=np.uint8), text]), scored))
     return found
 
 

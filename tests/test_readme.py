@@ -1,0 +1,45 @@
+"""What the README shows is run as it is written."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_python_runs_as_written(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    [block] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    newest = tmp_path / "work" / "runs" / "newest" / "checkpoints" / "step-00000001"
+    newest.parent.mkdir(parents=True)
+    tiny_checkpoint.rename(newest)
+    block += "assert model.W_U.shape[1] == logits.shape[-1]\nassert cache['pattern', 0].ndim == 4\n"
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path / "work", env=path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))
+def test_every_link_of_the_readme_leads_somewhere(target: str) -> None:
+    assert (ROOT / target).exists()
+
+
+def test_every_recipe_and_command_of_the_readme_exists() -> None:
+    from shardscope.cli import main
+
+    for recipe in re.findall(r"recipes/[\w-]+\.toml", README):
+        assert (ROOT / recipe).exists()
+    for command in set(re.findall(r"`shardscope (\w+)", README)):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+
+
+def test_the_readme_is_a_screen_and_a_half() -> None:
+    assert len(README.splitlines()) <= 75

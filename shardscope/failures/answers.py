@@ -6,10 +6,9 @@ Numbers are compared without their sign: `9-5` does not say whether it holds a m
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import product
+from itertools import combinations, product
 from typing import Literal
 
 HallucinationKind = Literal["unsupported", "wrong_arithmetic", "digit_salad"]
@@ -19,7 +18,11 @@ FEWEST_WORDS = 6  # in a row, shared by prompt and output, make an echo
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 _ANSWER = re.compile(r"answer is|=|####", re.IGNORECASE)
 _LIST_MARKER = re.compile(r"(?m)^[ \t]*(\d+)[.)]\s")
-_EQUATION = re.compile(rf"({_NUMBER.pattern})\s*([-+*/×÷])\s*({_NUMBER.pattern})\s*=\s*-?({_NUMBER.pattern})")
+# A whole equation of two operands: no part of `1 + 2 + 3 = 6` or `2 + 3 = 4 + 1`.
+_EQUATION = re.compile(
+    rf"(?<![-+*/×÷.,\d])(?<![-+*/×÷]\s)({_NUMBER.pattern})\s*([-+*/×÷])\s*({_NUMBER.pattern})"
+    rf"\s*=\s*-?({_NUMBER.pattern})(?!\d|,\d|\.\d|\s*[-+*/×÷]\s*\d)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +35,18 @@ class Found:
 
 
 def find_number_echo(prompt: str, text: str, gold: str | None) -> Found | None:
-    """The answer is a number of the prompt, and not the right one.
-
-    The answer is the number after the last "answer is", "=" or "####", else the first number.
-    """
-    markers = list(_ANSWER.finditer(text))
-    answer = _NUMBER.search(text, markers[-1].end()) if markers else None
-    answer = answer or _NUMBER.search(text)
+    """The stated answer is a number of the prompt, and not the right one."""
+    answer = stated_answer(text)
     if answer is None or _value(answer[0]) not in numbers(prompt) or _value(answer[0]) in numbers(gold or ""):
         return None
     return Found(start=answer.start(), end=answer.end(), kind="number")
+
+
+def stated_answer(text: str) -> re.Match[str] | None:
+    """The number after the last "answer is", "=" or "####", else the first number."""
+    markers = list(_ANSWER.finditer(text))
+    answer = _NUMBER.search(text, markers[-1].end()) if markers else None
+    return answer or _NUMBER.search(text)
 
 
 def find_text_echo(prompt: str, text: str) -> Found | None:
@@ -57,17 +62,26 @@ def find_text_echo(prompt: str, text: str) -> Found | None:
 def find_unsupported_number(prompt: str, text: str, gold: str | None) -> Found | None:
     """The first number in the output that is no number of the prompt, nor the answer, nor one operation away from them.
 
-    Where the output shows its work (an `=`), results may be used once more. List markers are no numbers.
+    Where the output shows its work (an `=`), results may be used once more. The result of an equation that does not
+    hold counts as well, whatever it is. List markers are no numbers.
     """
-    given = set(numbers(prompt)) | set(numbers(gold or ""))
+    asked = numbers(prompt)
+    supported = {*asked, *numbers(gold or "")}
+    for a, b in combinations(asked, 2):
+        supported |= _one_step(a, b)
+    if "=" in text:
+        for a, b in product(tuple(supported), asked):
+            supported |= _one_step(a, b)
+    false = {equation.start(4) for equation in _EQUATION.finditer(text) if not _holds(equation)}
     markers = {match.start(1) for match in _LIST_MARKER.finditer(text)}
-    written = [match for match in _NUMBER.finditer(text) if match.start() not in markers]
-    supported = given | _one_step(given, given)
-    if "=" in text and any(_value(match[0]) not in supported for match in written):
-        supported |= _one_step(supported, given)
-    for match in written:
-        if _value(match[0]) not in supported:
-            return Found(start=match.start(), end=match.end(), kind=_kind(match, prompt, text, gold))
+    longest = max((len(found[0]) for found in _NUMBER.finditer(f"{prompt} {gold or ''}")), default=0)
+    for match in _NUMBER.finditer(text):
+        if match.start() in markers or (_value(match[0]) in supported and match.start() not in false):
+            continue
+        kind: HallucinationKind = "wrong_arithmetic" if match.start() in false else "unsupported"
+        if len(match[0]) > 2 * longest > 0:
+            kind = "digit_salad"
+        return Found(start=match.start(), end=match.end(), kind=kind)
     return None
 
 
@@ -80,23 +94,10 @@ def _value(number: str) -> Fraction:
     return Fraction(number.replace(",", ""))
 
 
-def _one_step(left: Iterable[Fraction], right: Iterable[Fraction]) -> set[Fraction]:
-    """|a + b|, |a - b|, a · b, and a / b and b / a where they come out whole."""
-    reached: set[Fraction] = set()
-    for a, b in product(left, right):
-        reached |= {a + b, abs(a - b), a * b}
-        reached |= {top / bottom for top, bottom in ((a, b), (b, a)) if bottom and (top / bottom).denominator == 1}
-    return reached
-
-
-def _kind(match: re.Match[str], prompt: str, text: str, gold: str | None) -> HallucinationKind:
-    longest = max((len(found[0]) for found in _NUMBER.finditer(f"{prompt} {gold or ''}")), default=0)
-    if len(match[0]) > 2 * longest > 0:
-        return "digit_salad"
-    for equation in _EQUATION.finditer(text):
-        if equation.start(4) == match.start() and not _holds(equation):
-            return "wrong_arithmetic"
-    return "unsupported"
+def _one_step(a: Fraction, b: Fraction) -> set[Fraction]:
+    """a + b, |a - b|, a · b, and a / b and b / a where they come out whole."""
+    quotients = {top / bottom for top, bottom in ((a, b), (b, a)) if bottom}
+    return {a + b, abs(a - b), a * b, *(quotient for quotient in quotients if quotient.denominator == 1)}
 
 
 def _holds(equation: re.Match[str]) -> bool:
@@ -109,7 +110,9 @@ def _holds(equation: re.Match[str]) -> bool:
         case "*" | "×":
             return a * b == c
         case _:
-            return b != 0 and a / b == c
+            # A quotient written with decimals may be rounded.
+            decimals = len(equation[4].partition(".")[2])
+            return b != 0 and abs(a / b - c) <= (Fraction(1, 2 * 10**decimals) if decimals else 0)
 
 
 def _longest_common_run(a: list[str], b: list[str]) -> tuple[int, int]:

@@ -56,9 +56,9 @@ def find_breakdown(pieces: Sequence[str], domain: Domain | None = None) -> Break
         start, end = _token_at(pieces, runs.start()), _token_at(pieces, runs.end() - 1) + 1
     else:
         start, end = windows[0], min(windows[0] + WINDOW, len(pieces))
-    broken = "".join(pieces[start:end])
+    ends = [0, *accumulate(map(len, pieces))]
     share = (symbols[end] - symbols[start]) / max(1, visible[end] - visible[start])
-    return Breakdown(start=start, end=end, share=share, kind=_kind(broken))
+    return Breakdown(start=start, end=end, share=share, kind=_kind(text[ends[start] : ends[end]]))
 
 
 def _counts(text: str, pieces: Sequence[str], ignored: frozenset[str]) -> tuple[list[int], list[int]]:

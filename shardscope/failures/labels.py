@@ -85,6 +85,10 @@ def label(
     `ids` are the output's tokens and `text` what they say. `domain` math switches on the checks of numbers and code
     relaxes those of symbols. `gold` is the right answer. Without `tokenizer` the text counts as spread evenly over the
     tokens: spans are then approximate, and counters (loops in which a number changes) are not looked for.
+
+    False alarms, on 256-token continuations of 32-token openings from held-out text that people wrote (8,192-entry
+    tokenizer): prose, 1,153 windows: loop 0, breakdown 1.8 %, echo 1.2 %; code, 524: loop 0.2 %, breakdown 2.1 %, echo
+    6.5 %; math as TeX source, 252: loop 0, breakdown 17.9 %, digits 22.6 % (the number rules are meant for questions).
     """
     pieces = _even_pieces(text, len(ids)) if tokenizer is None else token_pieces(ids, tokenizer)
     loop = find_loop(ids, pieces) or (find_counter(ids, pieces) if tokenizer is not None else None)

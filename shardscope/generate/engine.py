@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from shardscope.config import ConfigError
-from shardscope.generate.forward import Decoder
+from shardscope.generate.forward import Decoder, Packed
 from shardscope.generate.sampling import Sampler, SamplingConfig
 from shardscope.generate.text import TextStream
 from shardscope.model import Shard
@@ -65,15 +65,17 @@ def generate(
     config: SamplingConfig | None = None,
     *,
     seeds: Sequence[int] | None = None,
+    packed: Packed | None = None,
 ) -> list[Generation]:
     """Continue every prompt (a text, or token ids) and return when all have ended; one `Generation` for each.
 
     `seeds` gives each sequence its own seed (default: config.seed, config.seed + 1, …). A sequence's sample does not
-    depend on its batch. Raises GenerationError for a prompt that is empty, too long, or a text without a tokenizer.
+    depend on its batch. `packed` are the model's weights, packed before, for many calls in a row. Raises
+    GenerationError for a prompt that is empty, too long, or a text without a tokenizer.
     """
     config = config or SamplingConfig()
     sequences = _sequences(model, prompts, config, seeds)
-    for _ in _run(model, sequences, config):
+    for _ in _run(model, sequences, config, packed):
         pass
     return [sequence.result() for sequence in sequences]
 
@@ -153,24 +155,26 @@ def _sequences(
 
 def _sequence(model: Shard, row: int, prompt: Prompt, config: SamplingConfig, seed: int) -> _Sequence:
     tokenizer, n_ctx = model.tokenizer, model.config.n_ctx
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise GenerationError(f"prompt {row} is a text, but the model has no tokenizer; pass token ids")
-        text, ids = prompt, tokenizer.encode(prompt, bos=True)
-    else:
+    if not isinstance(prompt, str):
         ids = list(prompt)
-        text = tokenizer.decode(ids) if tokenizer is not None else ""
+    elif tokenizer is None:
+        raise GenerationError(f"prompt {row} is a text, but the model has no tokenizer; pass token ids")
+    else:
+        ids = tokenizer.encode(prompt, bos=True)
     if not ids:
         raise GenerationError(f"prompt {row} holds no token; begin with at least one")
     if not all(0 <= id < model.config.vocab_size for id in ids):
         raise GenerationError(f"prompt {row} holds ids outside the vocabulary of {model.config.vocab_size}")
     if len(ids) > n_ctx:
         raise GenerationError(f"prompt {row} has {len(ids)} tokens, the context holds {n_ctx}; shorten it")
+    text = prompt if isinstance(prompt, str) else tokenizer.decode(ids) if tokenizer is not None else ""
     eos_id = tokenizer.eos_id if tokenizer is not None and config.stop_at_eos else None
     return _Sequence(row, text, ids, seed, n_ctx - len(ids), config, eos_id, TextStream(tokenizer, config.stop))
 
 
-def _run(model: Shard, sequences: list[_Sequence], config: SamplingConfig) -> Iterator[TokenEvent]:
+def _run(
+    model: Shard, sequences: list[_Sequence], config: SamplingConfig, packed: Packed | None = None
+) -> Iterator[TokenEvent]:
     for sequence in sequences:
         if sequence.room == 0:
             yield sequence.end("context")
@@ -178,7 +182,7 @@ def _run(model: Shard, sequences: list[_Sequence], config: SamplingConfig) -> It
     if not alive:
         return
     capacity = max(len(s.prompt_ids) + min(s.room, config.max_new_tokens) for s in alive)
-    decoder = Decoder(model, len(alive), capacity)
+    decoder = Decoder(model, len(alive), capacity, packed)
     prompts = [sequence.prompt_ids for sequence in alive]
     logits = decoder.prefill(prompts)
     sampler = Sampler(config, prompts, [sequence.seed for sequence in alive], logits)

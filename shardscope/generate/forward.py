@@ -9,8 +9,8 @@ Axes: batch, pos (query, key), d_model, head, d_head, vocab.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from einops import einsum, rearrange
@@ -27,27 +27,42 @@ Residual = Float[Tensor, "batch pos d_model"]
 PREFILL_CHUNK = 512  # positions of a prompt that pass through the model at once
 
 
+class Piece(NamedTuple):
+    """One chunk of `Decoder.feed`: row `rows[i]` takes part with `counts[i]` positions from number `first` on."""
+
+    first: int
+    rows: list[int]
+    counts: list[int]
+    hidden: Residual
+
+
 class Decoder:
     """A model and the cache of `batch` sequences, each of at most `capacity` positions."""
 
-    def __init__(self, model: Shard, batch: int, capacity: int) -> None:
+    def __init__(self, model: Shard, batch: int, capacity: int, packed: Packed | None = None) -> None:
+        """`packed`, the model's weights packed before, saves that work where many decoders follow each other."""
         self.model = model
         self.cache = KVCache(model.config, batch, capacity, model.device, model.embed.W_E.dtype)
         self.chunk = min(PREFILL_CHUNK, model.config.window)
-        self._packed: Packed | None = None
+        self._packed = packed
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "batch vocab"]:
-        """Read prompts of any lengths, in chunks; returns the logits after the last token of each."""
+        """Append token sequences of any lengths, in chunks; returns the logits after the last token of each."""
         last: list[Tensor] = [torch.empty(0)] * len(prompts)
-        for first in range(0, max(map(len, prompts)), self.chunk):
-            rows = [row for row, prompt in enumerate(prompts) if len(prompt) > first]
-            pieces = [list(prompts[row][first : first + self.chunk]) for row in rows]
-            counts = [len(piece) for piece in pieces]
-            tokens = torch.tensor([piece + [0] * (max(counts) - len(piece)) for piece in pieces])
-            hidden = self.hidden(tokens.to(self.model.device), counts, None if len(rows) == len(prompts) else rows)
-            for index, row in enumerate(rows):
-                last[row] = hidden[index, counts[index] - 1]
+        for piece in self.feed(prompts):
+            for index, (row, count) in enumerate(zip(piece.rows, piece.counts, strict=True)):
+                last[row] = piece.hidden[index, count - 1]
         return self.logits(torch.stack(last)[:, None])[:, 0]
+
+    def feed(self, sequences: Sequence[Sequence[int]]) -> Iterator[Piece]:
+        """Append token sequences of any lengths, chunk by chunk."""
+        for first in range(0, max(map(len, sequences)), self.chunk):
+            rows = [row for row, sequence in enumerate(sequences) if len(sequence) > first]
+            chunks = [list(sequences[row][first : first + self.chunk]) for row in rows]
+            counts = [len(chunk) for chunk in chunks]
+            tokens = torch.tensor([chunk + [0] * (max(counts) - len(chunk)) for chunk in chunks])
+            hidden = self.hidden(tokens.to(self.model.device), counts, None if len(rows) == len(sequences) else rows)
+            yield Piece(first, rows, counts, hidden)
 
     def step(self, ids: Sequence[int]) -> Float[Tensor, "batch vocab"]:
         """Append one token to every sequence; returns the logits after it."""

@@ -99,11 +99,16 @@ def written_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load(path: str | Path | None = None, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Shard:
+def load(
+    path: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+) -> Shard:
     """A model in eval mode, with `.config` and `.tokenizer`.
 
     `path` is a checkpoint or a run (its newest checkpoint). Without it: the built-in checkpoint if one ships, else
-    the newest run under `runs/`. `dtype` None keeps the stored one. Raises CheckpointError.
+    the newest run under `runs/`. `dtype` None keeps the stored one, which is bfloat16
+    for the built-in checkpoint. Raises CheckpointError.
     """
     folder = resolve_checkpoint(path)
     config = read_config(folder)

@@ -49,6 +49,8 @@ def to_transformer_lens(model: Shard | str | Path | None = None) -> TransformerB
     else:
         tokenizer = pretrained_tokenizer(shard.tokenizer, shard.config.n_ctx, padding_side="right")
     # An installed Shardscope is found through its entry point; this also serves a checkout that is only imported.
+    # In this order: TransformerLens warns of an entry point whose name is already taken.
+    ArchitectureAdapterFactory.discover_entry_points()
     ArchitectureAdapterFactory.register_adapter(ARCHITECTURE, ShardArchitectureAdapter)
     module = shared_module(shard)
     bridge = build_bridge_from_module(
@@ -105,10 +107,12 @@ def shared_module(shard: Shard) -> VaultGemmaForCausalLM:
         module = VaultGemmaForCausalLM(config)
     eps, device = shard.config.norm_eps, shard.embed.W_E.device
 
-    module.model.embed_tokens = nn.Embedding(*shard.embed.W_E.shape, device="meta")
+    module.model.embed_tokens = nn.Embedding(shard.config.vocab_size, shard.config.d_model, device="meta")
     module.model.embed_tokens.weight = module.lm_head.weight = _shared(shard.embed.W_E)
     module.model.rotary_emb = VaultGemmaRotaryEmbedding(config).to(device)
     module.model.norm = PlainRMSNorm(shard.ln_final.w, eps)
+    layer: Any
+    block: Any
     for layer, block in zip(module.model.layers, shard.blocks, strict=True):
         layer.input_layernorm = PlainRMSNorm(block.ln1.w, eps)
         layer.pre_feedforward_layernorm = PlainRMSNorm(block.ln2.w, eps)

@@ -8,6 +8,7 @@ from shardscope.config import ShardConfig
 def model_card(config: ShardConfig, dtype: str) -> str:
     """Markdown with the front matter that the Hugging Face Hub reads."""
     sliding = config.layer_kinds.count("sliding")
+    seen = f"{sliding} see a window of {config.window} positions, {config.n_layers - sliding} see everything"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -31,7 +32,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_spec
 
 | what | value |
 |---|---|
-| layers | {config.n_layers}: {sliding} see a window of {config.window} positions, {config.n_layers - sliding} see everything |
+| layers | {config.n_layers}: {seen} |
 | width, heads | {config.d_model}, {config.n_heads} of {config.d_head} |
 | MLP | SwiGLU, {config.d_mlp} hidden |
 | vocabulary, context | {config.vocab_size}, {config.n_ctx} |
@@ -39,7 +40,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_spec
 | logits | {config.logit_cap:g} tanh(z / {config.logit_cap:g}) |
 
 transformers runs it as VaultGemma, which computes the same function. `embed_tokens` is the embedding divided by
-sqrt({config.d_model}), because VaultGemma multiplies by it; `lm_head` is the embedding itself; norms are stored as w - 1.
+sqrt({config.d_model}), because VaultGemma multiplies by it; `lm_head` is the embedding itself; norms hold w - 1.
 `shardscope.safetensors` is for the way back (`shardscope import`): the norms before 1 was taken off.
 
 A model this small writes fluent text that is often untrue, miscounts, and repeats itself. It is made for study.

@@ -84,9 +84,9 @@ def to_transformers(model: Shard, dtype: str = "float32") -> VaultGemmaForCausal
     """A stock VaultGemma in memory, on copies of the weights, in eval mode."""
     from transformers import VaultGemmaForCausalLM
 
-    module = VaultGemmaForCausalLM(vaultgemma_config(model.config, dtype)).to(DTYPES[dtype])
-    module.load_state_dict(to_vaultgemma(model, DTYPES[dtype]))
-    return module.to(model.embed.W_E.device).eval()
+    module: Any = VaultGemmaForCausalLM(vaultgemma_config(model.config, dtype))
+    module.to(DTYPES[dtype]).load_state_dict(to_vaultgemma(model, DTYPES[dtype]))
+    return module.to(model.device).eval()
 
 
 # ------------------------------------------------------------------------------------------------ the config
@@ -254,8 +254,8 @@ def _check_tied(embedding: Tensor, embed_tokens: Tensor, config: ShardConfig, wh
     rounding = 4 * torch.finfo(embed_tokens.dtype).eps
     if back.shape != embedding.shape or not torch.allclose(back, embedding.float(), rtol=rounding, atol=1e-12):
         raise HomeError(
-            f"{where}: embed_tokens times sqrt({config.d_model}) is not lm_head, but a Shard has one embedding for both "
-            "ends; untied fine-tuning cannot come back"
+            f"{where}: embed_tokens times sqrt({config.d_model}) is not lm_head, but a Shard has one embedding for "
+            "both ends; untied fine-tuning cannot come back"
         )
 
 
@@ -287,7 +287,7 @@ def _read_side_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 
 def pretrained_tokenizer(tokenizer: Tokenizer, n_ctx: int, padding_side: str) -> PreTrainedTokenizerFast:
-    """The same vocabulary for transformers. Text gets the begin-of-document token in front, as every trained document had.
+    """The same vocabulary for transformers, the begin-of-document token in front, as every trained document had it.
 
     The special token's literal text in a prompt stays ordinary text, as in Shardscope.
     """

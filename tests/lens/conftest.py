@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+import shardscope.model
 from shardscope import Shard, ShardConfig
 from shardscope.checkpoint import save_checkpoint
 from shardscope.tokenizer import Tokenizer
@@ -18,13 +22,27 @@ COPIED = 64  # the ids 1 … 64 are '!' … '`', each a token of its own
 
 @pytest.fixture(scope="session")
 def trained_config() -> ShardConfig:
-    return ShardConfig(vocab_size=300, n_ctx=512, d_model=64, n_layers=4, n_heads=4, d_head=16, d_mlp=64, window=24)
+    return ShardConfig(vocab_size=300, n_ctx=512, d_model=64, n_layers=4, n_heads=4, d_head=16, d_mlp=96, window=8)
 
 
 @pytest.fixture(scope="session")
-def trained_weights(trained_config: ShardConfig) -> dict[str, torch.Tensor]:
+def trained_weights(trained_config: ShardConfig, request: pytest.FixtureRequest) -> dict[str, torch.Tensor]:
+    """Half a minute of training, kept by pytest until the model or this file changes."""
+    sources = [Path(__file__), *sorted(Path(shardscope.model.__file__).parent.glob("*.py"))]
+    key = hashlib.sha256(torch.__version__.encode() + b"".join(path.read_bytes() for path in sources)).hexdigest()
+    kept = request.config.cache.mkdir("trained_weights") / f"{key[:16]}.safetensors"
+    if not kept.exists():
+        partial = kept.with_suffix(f".{os.getpid()}")
+        save_file(trained(trained_config), partial)
+        partial.rename(kept)
+    return load_file(kept)
+
+
+def trained(config: ShardConfig) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    model = Shard(trained_config)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model only loses by sharing its work
+    model = Shard(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
     for step in range(STEPS):
         for group in optimizer.param_groups:
@@ -35,6 +53,7 @@ def trained_weights(trained_config: ShardConfig) -> dict[str, torch.Tensor]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+    torch.set_num_threads(threads)
     return {name: weight.detach() for name, weight in model.state_dict().items()}
 
 
@@ -54,7 +73,7 @@ def trained_checkpoint(tmp_path: Path, trained_model: Shard) -> Path:
 
 
 def repeated_tokens(batch: int, length: int, period: int | None = None) -> torch.Tensor:
-    """The begin-of-document token, then different random tokens over and over; each row has its own period unless given."""
+    """The begin-of-document token, then different random tokens over and over, with a period of each row's own."""
     rows = []
     for _ in range(batch):
         span = period or int(torch.randint(5, 16, ()))

@@ -175,7 +175,7 @@ def test_compatibility_mode_folds_the_norms_and_keeps_the_logits(trained_model: 
 
 
 def test_centring_is_skipped_where_rms_norm_would_notice(trained_model: Shard) -> None:
-    """A mean taken off the residual stream is invisible to LayerNorm, not to RMSNorm: centring would change the model."""
+    """A mean taken off the residual stream is invisible to LayerNorm, not to RMSNorm: centring changes the model."""
     bridge = to_transformer_lens(trained_model)
     bridge.enable_compatibility_mode(disable_warnings=True, center_writing_weights=True)
     torch.testing.assert_close(bridge.W_O[0], trained_model.blocks[0].attn.W_O)
@@ -196,6 +196,6 @@ def test_the_adapter_is_declared_as_an_entry_point() -> None:
 
 
 def test_importing_the_lens_brings_no_heavy_guest() -> None:
-    code = "import sys, shardscope.lens; print(sorted({'transformer_lens', 'transformers', 'pandas'} & sys.modules.keys()))"
+    code = "import sys, shardscope.lens; print({'transformer_lens', 'transformers', 'pandas'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "set()"

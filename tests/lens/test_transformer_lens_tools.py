@@ -37,7 +37,8 @@ def pair(trained_model: Shard) -> tuple[Tensor, Tensor]:
     clean = to_transformer_lens(trained_model).to_tokens(COPY_TEXT)[:, :LENGTH]
     corrupt = clean.clone()
     corrupt[0, EXCHANGED] = OTHER
-    assert clean[0, -1] == clean[0, EXCHANGED - 1] and OTHER not in clean
+    assert clean[0, -1] == clean[0, EXCHANGED - 1]
+    assert OTHER not in clean
     return clean, corrupt
 
 
@@ -106,10 +107,12 @@ def test_the_cache_decomposes_the_residual_stream_without_remainder(trained_mode
             "blocks.3.hook_resid_post"
         ]
     parts, labels = cache.decompose_resid(return_labels=True)
-    assert labels[0] == "embed" and len(labels) == 1 + 2 * 4
+    assert labels[0] == "embed"
+    assert len(labels) == 1 + 2 * 4
     torch.testing.assert_close(parts.sum(dim=0), final, rtol=1e-4, atol=1e-4)
     heads, labels = cache.stack_head_results(layer=-1, incl_remainder=True, return_labels=True)
-    assert labels[:2] == ["L0H0", "L0H1"] and len(labels) == 4 * 4 + 1
+    assert labels[:2] == ["L0H0", "L0H1"]
+    assert len(labels) == 4 * 4 + 1
     torch.testing.assert_close(heads.sum(dim=0), final, rtol=1e-4, atol=1e-4)
     by_hand = trained_model.run_with_cache(tokens, names_filter="blocks.2.attn.hook_result")[1]["result", 2]
     torch.testing.assert_close(heads[8:12].permute(1, 2, 0, 3), by_hand, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,43 @@
+"""The attention microscope: every layer of a long prompt, exact, without ever building a dense pattern.
+
+    reading = read(model, ids)                        # one pass: rotated queries and keys of every layer
+    reading.layer(1).pooled(head=3)              # the whole map in at most 512 × 512 cells
+    reading.layer(1).tile(3, range(6000, 6100), range(40, 140))  # any rectangle, exact
+    find_heads(head_scores(reading), by="induction")  # every head in numbers, the best first
+
+Everything is rebuilt from queries and keys on demand, a block of queries at a time.
+"""
+
+from shardscope.lens.microscope.ablation import AblationEffect, ablated, ablation_effect
+from shardscope.lens.microscope.heads import SCORES, HeadScores, find_heads, head_scores
+from shardscope.lens.microscope.logits import Attribution, LogitLens, attribution, logit_lens
+from shardscope.lens.microscope.reading import (
+    LayerReading,
+    MicroscopeError,
+    PooledBand,
+    PooledMap,
+    Reading,
+    check_prompt,
+    read,
+)
+
+__all__ = [
+    "SCORES",
+    "AblationEffect",
+    "Attribution",
+    "HeadScores",
+    "LayerReading",
+    "LogitLens",
+    "MicroscopeError",
+    "PooledBand",
+    "PooledMap",
+    "Reading",
+    "ablated",
+    "ablation_effect",
+    "attribution",
+    "check_prompt",
+    "find_heads",
+    "head_scores",
+    "logit_lens",
+    "read",
+]

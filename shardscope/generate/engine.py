@@ -10,8 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import Tensor
+
 from shardscope.config import ConfigError
-from shardscope.generate.forward import Decoder, Packed
+from shardscope.generate.forward import Decoder, Packed, is_watched
+from shardscope.generate.graphs import STEPS, GraphSteps
 from shardscope.generate.sampling import Sampler, SamplingConfig
 from shardscope.generate.text import TextStream
 from shardscope.model import Shard
@@ -185,6 +188,9 @@ def _run(
     decoder = Decoder(model, len(alive), capacity, packed)
     prompts = [sequence.prompt_ids for sequence in alive]
     logits = decoder.prefill(prompts)
+    if _graphable(model, config):
+        yield from _in_graphs(decoder, alive, logits)
+        return
     sampler = Sampler(config, prompts, [sequence.seed for sequence in alive], logits)
     while True:
         ids, logprobs = sampler(logits)
@@ -198,3 +204,23 @@ def _run(
             decoder.keep(rows)
             sampler.keep(rows)
         logits = decoder.step(ids)
+
+
+def _graphable(model: Shard, config: SamplingConfig) -> bool:
+    """Whether steps may run as a CUDA graph: greedy, nobody watches, and enough of them to pay for the capture."""
+    greedy = config.temperature == 0 and config.repetition_penalty == 1
+    return model.device.type == "cuda" and greedy and config.max_new_tokens > STEPS and not is_watched(model)
+
+
+def _in_graphs(decoder: Decoder, alive: list[_Sequence], logits: Tensor) -> Iterator[TokenEvent]:
+    likeliest, first = logits.max(dim=-1)
+    ids, logprobs = [first.tolist()], [(likeliest - logits.logsumexp(dim=-1)).tolist()]
+    steps = GraphSteps(decoder, first)
+    while True:
+        for step_ids, step_logprobs in zip(ids, logprobs, strict=True):
+            for sequence, id, logprob in zip(alive, step_ids, step_logprobs, strict=True):
+                if sequence.stop_reason is None:
+                    yield sequence.take(id, logprob)
+        if all(sequence.stop_reason is not None for sequence in alive):
+            return
+        ids, logprobs = steps.run()

@@ -32,15 +32,14 @@ class Watch:
 
 
 def register() -> None:
-    from importlib.util import find_spec
     from pathlib import Path
 
+    import lm_eval.api.registry as registry
+    import lm_eval.models as models
     from lm_eval.api.registry import model_registry
 
-    reads_entry_points = any(
-        "entry_points(" in Path(find_spec(module).origin).read_text(encoding="utf-8")
-        for module in ("lm_eval.api.registry", "lm_eval.models")
-    )
+    sources = (Path(str(module.__file__)).read_text(encoding="utf-8") for module in (registry, models))
+    reads_entry_points = any("entry_points(" in source for source in sources)
     if not reads_entry_points and NAME not in model_registry:
         model_registry.register(NAME, target=TARGET)
 

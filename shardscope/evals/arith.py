@@ -1,0 +1,122 @@
+"""shard_arith: a seeded suite of sums, differences and products in the formats of the model card's prompts.
+
+Every problem says its operation, the digits of its longer operand, and how many columns carry or borrow, so a score can
+be cut along each. The card's own three sums come first; the package's training generator never makes those.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from shardscope.failures import label
+from shardscope.failures.answers import stated_answer
+from shardscope.failures.labels import WORDS
+
+SEED = 41
+COUNT = 240
+FORMATS = {
+    "question": "Question: What is {a} {sign} {b}? Answer:",
+    "solve": "Solve: {a} {sign} {b} = ?\nAnswer:",
+    "compute": "To compute {a} {word} {b}, we can see that the answer is",
+    "equation": "{a} {sign} {b} =",
+}
+WORD = {"+": "plus", "-": "minus", "*": "times"}
+CARD = ((12, "+", 7, "compute"), (23, "+", 19, "question"), (17, "*", 23, "solve"))
+# What can be wrong with an answer; "other" is a wrong number without a name.
+KINDS = (*WORDS.values(), "no_number", "other")
+
+
+def problems(count: int = COUNT, seed: int = SEED) -> list[dict[str, Any]]:
+    """`count` problems, the same for the same seed: prompt, answer, and what it consists of."""
+    rng = Random(seed)
+    made = [problem(*card, rng) for card in CARD]
+    seen = {row["prompt"] for row in made}
+    while len(made) < count:
+        sign, shape = rng.choice("+-*"), rng.choice(list(FORMATS))
+        digits = rng.choice((1, 2) if sign == "*" else (1, 2, 3))
+        a, b = (rng.randrange(10 ** (digits - 1), 10**digits) for _ in range(2))
+        row = problem(max(a, b), sign, min(a, b), shape, rng)
+        if row["prompt"] not in seen:
+            seen.add(row["prompt"])
+            made.append(row)
+    return made[:count]
+
+
+def problem(a: int, sign: str, b: int, shape: str, rng: Random) -> dict[str, Any]:
+    answer = {"+": a + b, "-": a - b, "*": a * b}[sign]
+    choices = [answer, *_near_misses(answer, a, b, rng)]
+    rng.shuffle(choices)
+    return {
+        "prompt": FORMATS[shape].format(a=a, b=b, sign=sign, word=WORD[sign]),
+        "answer": str(answer),
+        "operation": sign,
+        "digits": len(str(max(a, b))),
+        "carries": carries(a, sign, b),
+        "format": shape,
+        "choices": [str(choice) for choice in choices],
+        "gold": choices.index(answer),
+    }
+
+
+def carries(a: int, sign: str, b: int) -> int:
+    """Columns that carry (+) or borrow (-); for a product, those of adding up its single-digit products."""
+    if sign == "*":
+        return sum(carries(total, "+", a * digit * 10**place) for total, digit, place in _partial_sums(a, b))
+    count = carry = 0
+    while a or b:
+        column = a % 10 + b % 10 + carry if sign == "+" else a % 10 - b % 10 - carry
+        carry = int(not 0 <= column <= 9)
+        count += carry
+        a, b = a // 10, b // 10
+    return count
+
+
+def digit_accuracy(text: str, answer: str) -> float:
+    """The share of the answer's digits that the stated number has in the same place, counted from the right."""
+    stated = stated_answer(text)
+    given = re.sub(r"\..*|,", "", stated[0]) if stated else ""
+    right = sum(x == y for x, y in zip(reversed(given), reversed(answer.lstrip("-")), strict=False))
+    return right / max(len(answer.lstrip("-")), len(given))
+
+
+def judge(row: dict[str, Any], text: str) -> dict[str, float]:
+    """Exact match, digit accuracy, and for each failure kind 1 if it is what is wrong with the answer."""
+    stated = stated_answer(text)
+    exact = stated is not None and stated[0].replace(",", "") == row["answer"]
+    found = "" if exact else _failure(row, text, stated is not None)
+    return {
+        "exact_match": float(exact),
+        "digit_accuracy": digit_accuracy(text, row["answer"]),
+        **{kind.replace(" ", "_"): float(kind == found) for kind in KINDS},
+    }
+
+
+def _failure(row: dict[str, Any], text: str, stated: bool) -> str:
+    # Characters in the place of tokens: the harness gives the text alone. Its end is a stop text, not the model's.
+    labels = label(row["prompt"], text, [ord(c) for c in text], "stop", 1, domain="math", gold=row["answer"])
+    if labels.primary != "ok":
+        return WORDS[labels.primary]
+    return "other" if stated else "no_number"
+
+
+def _near_misses(answer: int, a: int, b: int, rng: Random) -> list[int]:
+    """Three wrong answers: one digit off, a carry forgotten or too many, an operand (or another near number)."""
+    wrong = [answer + rng.choice((-1, 1)), answer + rng.choice((-10, 10)), rng.choice((a, b))]
+    chosen: list[int] = []
+    for candidate in wrong:
+        while candidate < 0 or candidate == answer or candidate in chosen:
+            candidate += rng.randrange(1, 9)
+        chosen.append(candidate)
+    return chosen
+
+
+def _partial_sums(a: int, b: int) -> Sequence[tuple[int, int, int]]:
+    """For every digit of b from the right: (the sum so far, the digit, its place)."""
+    sums, total = [], 0
+    for place, digit in enumerate(map(int, reversed(str(b)))):
+        sums.append((total, digit, place))
+        total += a * digit * 10**place
+    return sums

@@ -1,0 +1,36 @@
+"""One small model in both homes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from real_items import QUESTIONS
+
+from shardscope import Shard, ShardConfig
+from shardscope.checkpoint import save_checkpoint
+from shardscope.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint, and the same weights exported for transformers."""
+    from shardscope.lens import export_pretrained
+
+    folder = tmp_path_factory.mktemp("homes")
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train([f"Question: {q}\nAnswer: {a}" for q, a in QUESTIONS] * 4, vocab_size=360)
+    config = ShardConfig(vocab_size=360, n_ctx=512, d_model=48, n_layers=4, n_heads=4, d_head=16, d_mlp=64, window=64)
+    model = Shard(config, tokenizer)
+    with torch.no_grad():
+        model.embed.W_E.mul_(5)
+    checkpoint = save_checkpoint(folder / "checkpoint", model)
+    exported = export_pretrained(model, folder / "exported")
+    # A max_new_tokens among the exported defaults would overrule the max_gen_toks that the harness's `hf` asks for.
+    defaults = exported / "generation_config.json"
+    values = json.loads(defaults.read_text())
+    values.pop("max_new_tokens", None)
+    defaults.write_text(json.dumps(values))
+    return checkpoint, exported

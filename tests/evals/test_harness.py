@@ -1,0 +1,260 @@
+"""The model type `shard` against the harness's own `hf` on the same weights, request by request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("lm_eval")
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CachingLM
+from lm_eval.models.huggingface import HFLM
+from real_items import QUESTIONS, real_rows
+
+from shardscope.config import ConfigError
+from shardscope.evals import harness
+from shardscope.evals.harness import HarnessError, ShardLM
+from shardscope.generate import score
+from shardscope.tokenizer import Tokenizer
+
+Lm = ShardLM | HFLM
+
+
+@pytest.fixture(scope="module")
+def theirs(homes: tuple[Path, Path]) -> HFLM:
+    return HFLM(pretrained=str(homes[1]), device="cpu", batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def ours(homes: tuple[Path, Path]) -> ShardLM:
+    return ShardLM(pretrained=str(homes[0]), device="cpu", batch_size="auto")
+
+
+def asked(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:
+    return [Instance(kind, {}, each, index) for index, each in enumerate(arguments)]  # type: ignore[arg-type]
+
+
+def choices_of(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(f"Question: {row['question']}\nAnswer:", f" {text}") for row in rows for text in row["choices"]["text"]]
+
+
+def assert_same_likelihoods(ours: ShardLM, theirs: HFLM, pairs: list[tuple[str, str]]) -> None:
+    found = ours.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)
+    expected = theirs.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
+def assert_same_texts(ours: ShardLM, theirs: HFLM, prompts: list[str], kwargs: dict[str, Any]) -> list[str]:
+    def texts(lm: Lm) -> list[str]:
+        # A copy for each: the harness adds to the list of stop texts.
+        requests = asked("generate_until", [(prompt, json.loads(json.dumps(kwargs))) for prompt in prompts])
+        return lm.generate_until(requests, disable_tqdm=True)
+
+    found = texts(ours)
+    assert found == texts(theirs)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- parity
+
+
+@pytest.mark.parametrize("name", ["ai2_arc/ARC-Easy/test.jsonl", "ai2_arc/ARC-Challenge/test.jsonl"])
+def test_every_likelihood_of_real_arc_items_is_that_of_hf(ours: ShardLM, theirs: HFLM, name: str) -> None:
+    assert_same_likelihoods(ours, theirs, choices_of(real_rows(name, 30)))
+
+
+def test_every_answer_to_real_gsm8k_items_is_that_of_hf(ours: ShardLM, theirs: HFLM) -> None:
+    rows = real_rows("gsm8k/main/test.jsonl", 12)
+    shots = "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a in QUESTIONS)
+    prompts = [f"{shots}Question: {row['question']}\nAnswer:" for row in rows]
+    kwargs = {"until": ["Question:", "</s>"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 40}
+    assert_same_texts(ours, theirs, prompts, kwargs)
+    assert_same_texts(ours, theirs, prompts, {**kwargs, "max_gen_toks": 300})  # the prompts are cut at the left
+
+
+PAIRS = [
+    *((f"Question: {q}\nAnswer:", f" {a}") for q, a in QUESTIONS),
+    *((f"Question: {q}\nAnswer:", f" {letter}") for q, _ in QUESTIONS for letter in "AB"),
+    ("", "a text without a context"),
+    ("trailing spaces go to the continuation   ", "42"),
+    ("<|endoftext|>written out, it is text", " and no second one is put before it"),
+    ("long " * 700, "what is too long is cut at its left"),
+    ("one", " token" * 90),
+]
+
+
+def test_likelihoods_are_those_of_hf_for_awkward_requests_too(ours: ShardLM, theirs: HFLM) -> None:
+    assert_same_likelihoods(ours, theirs, PAIRS)
+
+
+@pytest.mark.parametrize("texts", [["short", "longer, " * 30], ["far longer than the context, " * 100]])
+def test_rolling_likelihoods_are_those_of_hf(ours: ShardLM, theirs: HFLM, texts: list[str]) -> None:
+    requests = asked("loglikelihood_rolling", [(text,) for text in texts])
+    expected = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
+    assert ours.loglikelihood_rolling(requests, disable_tqdm=True) == pytest.approx(expected, rel=1e-6, abs=1e-3)
+
+
+def test_texts_are_those_of_hf_up_to_the_first_stop_text(ours: ShardLM, theirs: HFLM) -> None:
+    prompts = [f"Question: {q}\nAnswer:" for q, _ in QUESTIONS] + ["short", "Question: " + "long " * 120]
+    free = assert_same_texts(ours, theirs, prompts, {"until": [], "max_gen_toks": 60, "repetition_penalty": 1.2})
+    # Stop texts that really occur, some of them within a token.
+    stops = [free[0][7:10], free[2][20:22], free[4][3:5]]
+    stopped = assert_same_texts(ours, theirs, prompts, {"until": stops, "max_gen_toks": 60, "repetition_penalty": 1.2})
+    assert stopped != free
+
+
+@pytest.mark.parametrize("add_bos_token", [True, False])
+def test_the_begin_of_document_token_follows_hf(homes: tuple[Path, Path], add_bos_token: bool) -> None:
+    ours = ShardLM(pretrained=str(homes[0]), device="cpu", add_bos_token=add_bos_token)
+    theirs = HFLM(pretrained=str(homes[1]), device="cpu", batch_size=4, add_bos_token=add_bos_token)
+    assert_same_likelihoods(ours, theirs, PAIRS)
+
+
+def test_a_shorter_max_length_cuts_as_hf_does(homes: tuple[Path, Path]) -> None:
+    ours = ShardLM(pretrained=str(homes[0]), device="cpu", max_length=40)
+    theirs = HFLM(pretrained=str(homes[1]), device="cpu", batch_size=4, max_length=40)
+    assert_same_likelihoods(ours, theirs, PAIRS[:-1])
+    prompts = [f"Question: {q}\nAnswer:" for q, _ in QUESTIONS]
+    assert_same_texts(ours, theirs, prompts, {"until": ["."], "max_gen_toks": 12})
+
+
+# ------------------------------------------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, "auto", "5"])
+def test_answers_do_not_depend_on_the_batch_size(ours: ShardLM, homes: tuple[Path, Path], batch_size: Any) -> None:
+    other = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size=batch_size, seed=7)
+    same = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size="auto", seed=7)
+    requests = asked("loglikelihood", PAIRS)
+    found = other.loglikelihood(requests, disable_tqdm=True)
+    assert [v for v, _ in found] == pytest.approx([v for v, _ in ours.loglikelihood(requests)], abs=1e-4)
+    kwargs = {"until": ["."], "do_sample": True, "temperature": 0.9, "top_p": 0.95, "max_gen_toks": 16}
+    texts = asked("generate_until", [(f"Question: {q}\nAnswer:", dict(kwargs)) for q, _ in QUESTIONS])
+    assert other.generate_until(texts, disable_tqdm=True) == same.generate_until(texts, disable_tqdm=True)
+
+
+def test_choices_that_share_a_context_are_scored_in_one_call(ours: ShardLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def counting(model: Any, groups: Any, packed: Any) -> Any:
+        seen.append(len(groups))
+        return score(model, groups, packed)
+
+    monkeypatch.setattr(harness, "score", counting)
+    pairs = [(f"Question: {q}\nAnswer:", f" {letter} it is") for q, _ in QUESTIONS for letter in "ABCD"]
+    ours.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)
+    assert seen == [4]  # sixteen requests, four contexts
+
+
+def test_a_batch_that_does_not_fit_is_halved(ours: ShardLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = asked("loglikelihood", PAIRS)
+    expected = ours.loglikelihood(requests, disable_tqdm=True)
+
+    def small_memory(most: int) -> Callable[..., Any]:
+        def run(model: Any, groups: Any, packed: Any) -> Any:
+            if len(groups) > most:
+                raise torch.OutOfMemoryError
+            return score(model, groups, packed)
+
+        return run
+
+    monkeypatch.setattr(harness, "score", small_memory(2))
+    found = ours.loglikelihood(requests, disable_tqdm=True)
+    assert [v for v, _ in found] == pytest.approx([v for v, _ in expected], abs=1e-4)
+    monkeypatch.setattr(harness, "score", small_memory(0))
+    with pytest.raises(HarnessError, match="memory runs out on a single request"):
+        ours.loglikelihood(requests, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("kind", ["loglikelihood", "generate_until"])
+def test_an_interrupted_evaluation_goes_on_from_the_cache(
+    homes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    lm = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size=2)
+    arguments: list[tuple[Any, ...]] = (
+        [(f"Question: {q}\nAnswer:", f" {a}") for q, a in QUESTIONS]
+        if kind == "loglikelihood"
+        else [(q, {"until": ["."], "max_gen_toks": 5}) for q, _ in QUESTIONS]
+    )
+    expected = getattr(lm, kind)(asked(kind, arguments))
+    name = "score" if kind == "loglikelihood" else "generate"
+    real, calls = getattr(harness, name), []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(args[1]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(harness, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(CachingLM(lm, str(tmp_path / "cache.db")), kind)(asked(kind, arguments))
+    # Two of four were done; the second run asks for the others only.
+    assert getattr(CachingLM(lm, str(tmp_path / "cache.db")), kind)(asked(kind, arguments)) == expected
+    assert calls == [2, 2, 2]
+
+
+# ------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pretrained": "runs/nothing-here"}, "runs/nothing-here: no such checkpoint or run"),
+        ({"max_length": 513}, r"max_length=513 is out of range \(the model's context is 512\); use 1 to 512"),
+        ({"max_length": "long"}, "max_length='long' is no whole number"),
+        ({"max_gen_toks": 0}, "max_gen_toks=0 is out of range; use at least 1"),
+        ({"dtype": "int4"}, "dtype=int4 is not supported; use auto, float32"),
+        ({"device": "mps"}, "device=mps is not supported; use cpu, cuda"),
+        ({"device": "gpu"}, "device=gpu is not known; use cpu, cuda"),
+        ({"batch_size": "auto:4"}, "batch_size=auto:4: use auto or a number"),
+        ({"revision": "main"}, "revision='main' is not known; use pretrained, tokenizer"),
+        ({"tokenizer": "nowhere.json"}, "nowhere.json: no such tokenizer file"),
+    ],
+)
+def test_a_wrong_argument_gets_one_sentence(homes: tuple[Path, Path], arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        ShardLM(**{"pretrained": str(homes[0]), "device": "cpu", **arguments})
+    assert isinstance(caught.value, SystemExit)
+    assert str(caught.value.code).startswith("error: ")
+
+
+def test_a_tokenizer_that_does_not_fit_gets_one_sentence(homes: tuple[Path, Path], tmp_path: Path) -> None:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    large = Tokenizer.train([f"{a}{b}{c}" for a in letters for b in letters for c in letters], vocab_size=500)
+    with pytest.raises(HarnessError, match="has 500 entries, the model's vocabulary 360; pass the tokenizer that"):
+        ShardLM(pretrained=str(homes[0]), device="cpu", tokenizer=str(large.save(tmp_path / "tokenizer.json")))
+
+
+def test_arguments_that_are_no_pairs_get_one_sentence(homes: tuple[Path, Path]) -> None:
+    with pytest.raises(HarnessError, match="'here' is no key=value"):
+        ShardLM.create_from_arg_string("here", {"batch_size": 1, "device": "cpu"})
+    lm = ShardLM.create_from_arg_string(f"pretrained={homes[0]},max_length=100", {"batch_size": 4, "device": "cpu"})
+    assert (lm.max_length, lm.batch_size) == (100, 4)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"max_gen_toks": 512}, "max_gen_toks=512 leaves no room for a prompt in max_length=512"),
+        ({"num_beams": 4}, "generation argument num_beams=4 is not supported; use until"),
+        ({"do_sample": True, "temperature": 1.0, "top_p": 3.0}, "top_p=3.0 is a probability"),
+    ],
+)
+def test_an_impossible_generation_gets_one_sentence(ours: ShardLM, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(HarnessError, match=message):
+        ours.generate_until(asked("generate_until", [("Question:", {"until": ["."], **kwargs})]), disable_tqdm=True)
+
+
+def test_a_continuation_longer_than_the_model_gets_one_sentence(ours: ShardLM) -> None:
+    with pytest.raises(HarnessError, match=r"a continuation of \d+ tokens does not fit max_length=512"):
+        ours.loglikelihood(asked("loglikelihood", [("a", "b c" * 600)]), disable_tqdm=True)
+    with pytest.raises(HarnessError, match="base model without a chat template"):
+        ours.apply_chat_template([{"role": "user", "content": "hello"}])

@@ -1,0 +1,141 @@
+"""The tasks under evals/ on our own sample and on the real files, and the table of `shardscope eval`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from lm_eval.tasks import TaskManager
+from real_items import DATA, ROOT, real_rows
+
+from shardscope.config import ConfigError
+from shardscope.evals import suite, tasks
+from shardscope.evals.harness import HarnessError, ShardLM
+
+LIKELIHOODS = ["shard_arc_easy", "shard_arc_challenge_letter", "shard_gsm8k_likelihood", "shard_arith_choice"]
+
+
+@pytest.fixture
+def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def loaded(names: list[str], data: Path) -> dict[str, Any]:
+    manager = TaskManager(include_path=str(ROOT / "evals"), include_defaults=False, metadata={"eval_data": str(data)})
+    return manager.load(names)["tasks"]
+
+
+def test_the_group_holds_every_task_and_all_of_them_load_from_the_sample() -> None:
+    found = loaded(["shard"], ROOT / "evals" / "sample")
+    assert len(found) == 10
+    assert all(len(list(task.test_docs())) >= 12 for task in found.values())
+
+
+def test_real_files_give_the_prompts_and_choices_of_lm_evals_own_arc() -> None:
+    rows = real_rows("ai2_arc/ARC-Easy/test.jsonl", 5)
+    task = loaded(["shard_arc_easy"], DATA)["shard_arc_easy"]
+    docs = list(task.test_docs())
+    assert len(docs) == 2376
+    for row, doc in zip(rows, docs, strict=False):
+        # The template of lm_eval/tasks/arc/arc_easy.yaml.
+        assert task.doc_to_text(doc) == f"Question: {row['question']}\nAnswer:"
+        assert task.doc_to_choice(doc) == row["choices"]["text"]
+        assert task.doc_to_target(doc) == row["choices"]["label"].index(row["answerKey"])
+    maths = list(loaded(["shard_math"], DATA)["shard_math"].test_docs())
+    assert len(maths) == 5000
+    assert all(tasks.score_math(row, [row["solution"]]) == {"exact_match": 1.0} for row in maths[::50])
+
+
+def test_the_environment_variable_names_the_data_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(tasks.VARIABLE, str(ROOT / "evals" / "sample"))
+    assert len(tasks.rows("allenai/ai2_arc", "ai2_arc", ["ARC-Easy"])["test"]) == 20
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match=r"gsm8k/main/test\.jsonl: no such file; SHARDSCOPE_EVAL_DATA or"):
+        tasks.rows("openai/gsm8k", "gsm8k", ["main"], eval_data=str(tmp_path))
+    broken = tmp_path / "gsm8k" / "main" / "test.jsonl"
+    broken.parent.mkdir(parents=True)
+    broken.write_text('{"question": "one"}\n{"question": \n')
+    with pytest.raises(HarnessError, match=r"test\.jsonl, line 2: not JSON"):
+        tasks.rows("openai/gsm8k", "gsm8k", ["main"], eval_data=str(tmp_path))
+
+
+def test_choices_are_scored_by_sum_by_byte_and_in_bits() -> None:
+    row = {"choices": {"text": ["yes", "certainly"], "label": ["A", "B"]}, "answerKey": "B"}
+    scores = tasks.score_cloze(row, [(-4.0, False), (-5.0, False)])
+    assert scores == {
+        "acc": 0.0,
+        "acc_bytes": 1.0,  # -5 / 10 bytes beats -4 / 4 bytes
+        "answer_bits_per_byte": pytest.approx(5 / 10 / math.log(2)),
+    }
+
+
+def test_a_lettered_question_shows_its_choices() -> None:
+    row = {"question": "Which?", "choices": {"text": ["one", "two"], "label": ["1", "2"]}, "answerKey": "2"}
+    assert tasks.lettered(row) == "Question: Which?\nA. one\nB. two\nAnswer:"
+    assert (tasks.letters(row), tasks.gold_choice(row)) == (["A", "B"], 1)
+
+
+def test_bits_per_byte_of_the_answer_are_the_models_own(homes: tuple[Path, Path], in_the_repository: None) -> None:
+    lm = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size="auto")
+    rows = suite.evaluate(lm, ["shard_gsm8k_likelihood"], "evals/sample", limit=3)
+    bits = []
+    for line in Path("evals/sample/gsm8k/main/test.jsonl").read_text().splitlines()[:3]:
+        doc = json.loads(line)
+        pair = (f"Question: {doc['question']}\nAnswer:", tasks.worked_gsm8k(doc))
+        context, continuation = lm._encode_pair(*pair)
+        ((logprob, _),) = lm._loglikelihood_tokens([(None, context, continuation)], disable_tqdm=True)
+        bits.append(-logprob / math.log(2) / len(pair[1].encode()))
+    (row,) = rows
+    assert row["value"] == pytest.approx(sum(bits) / 3, abs=1e-5)
+    assert row["questions"] == 3
+    assert row["stderr"] is not None
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    suite.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_a_run_is_kept_and_shown_beside_the_earlier_ones(
+    homes: tuple[Path, Path], tmp_path: Path, in_the_repository: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter(["2026-01-01T00-00-00", "2026-01-02T00-00-00"])
+    monkeypatch.setattr(suite.time, "strftime", lambda *_: next(times))
+    words = [str(homes[0]), "--out", str(tmp_path), "--limit", "2", "--device", "cpu"]
+    assert suite.run(arguments(*words, "--tasks", ",".join(LIKELIHOODS[:2]))) == 0
+    assert suite.run(arguments(*words, "--tasks", ",".join(LIKELIHOODS))) == 0
+    table = (tmp_path / "table.md").read_text().splitlines()
+    header, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+    assert header[:3] == ["task", "shots", "metric"]
+    assert [column.rsplit(", ", 1)[1] for column in header[3:]] == ["2026-01-02T00-00-00", "2026-01-01T00-00-00"]
+    assert {line[0] for line in lines} == set(LIKELIHOODS)
+    for line in lines:
+        assert line[3]
+        assert bool(line[4]) == (line[0] in LIKELIHOODS[:2])
+        assert not line[4] or line[4] == line[3]  # the same questions, the same model
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == len(lines) + 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "no/such/folder"], "--data no/such/folder: no such folder"),
+        (["--tasks", "shard_arc_eazy"], "--tasks shard_arc_eazy: no such task; use shard, shard_arc_challenge"),
+        (["--limit", "2", "--device", "tpu9"], "device=tpu9 is not known"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(
+    homes: tuple[Path, Path], in_the_repository: None, words: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        suite.run(arguments(str(homes[0]), *words))

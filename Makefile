@@ -9,11 +9,12 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check browser clean help
+.PHONY: demo test check eval browser clean help
 
 help:
 	@echo "make demo     train a small model here, score it, open it in the explorer (SERVE=0: stop before serving)"
 	@echo "make test     run all tests"
+	@echo "make eval     score the built-in model offline on a small sample, earlier runs beside it"
 	@echo "make check    format, lint and types"
 	@echo "make browser  find or install the Chromium that the page tests drive"
 	@echo "make clean    delete $(VENV) and caches; runs/ stays"
@@ -31,11 +32,19 @@ $(VENV)/.dev: $(VENV)/.demo
 	@$(PIP) --editable '.[all]' --group dev
 	@touch $@
 
+# The explorer opens on the built-in model at once; the small model that is trained meanwhile appears in its list.
 demo: $(VENV)/.demo
-	@$(BIN)/python -m shardscope.recipes.pretrain recipes/shard-pico-pretrain.toml
-	@$(BIN)/python -m shardscope.recipes.anneal recipes/shard-pico-anneal.toml
-	@$(BIN)/shardscope report runs/shard-pico-anneal
-	@if [ "$(SERVE)" != 0 ]; then $(BIN)/streamlit run apps/explorer.py --server.port $(PORT); fi
+	@if [ "$(SERVE)" != 0 ]; then \
+	  $(BIN)/streamlit run apps/explorer.py --server.port $(PORT) & explorer=$$!; trap "kill $$explorer 2>/dev/null" EXIT; \
+	  echo "The explorer shows the built-in model at http://localhost:$(PORT); a small one is now trained beside it."; \
+	fi; \
+	$(BIN)/python -m shardscope.recipes.pretrain recipes/shard-pico-pretrain.toml && \
+	$(BIN)/python -m shardscope.recipes.anneal recipes/shard-pico-anneal.toml && \
+	$(BIN)/shardscope report runs/shard-pico-anneal && \
+	if [ "$(SERVE)" != 0 ]; then echo "The explorer stays open; Ctrl+C closes it."; wait $$explorer; fi
+
+eval: $(VENV)/.dev
+	@$(BIN)/shardscope eval
 
 test: $(VENV)/.dev browser
 	$(BIN)/python -m pytest

@@ -17,7 +17,7 @@ from PIL import Image
 if (above := str(Path(__file__).resolve().parents[1])) not in sys.path:
     sys.path.insert(0, above)
 
-from apps import page_attention, page_samples
+from apps import page_attention, page_failures, page_heads, page_runs, page_tokens
 from apps.parts import address
 
 # Streamlit leaves six rem above the first element.
@@ -44,8 +44,12 @@ def main() -> None:
     address.restore()
     pages = [
         st.Page(page_attention.page, title="Attention", icon=":material/grid_on:", url_path="attention", default=True),
-        st.Page(page_samples.page, title="Samples", icon=":material/format_quote:", url_path="samples"),
+        st.Page(page_tokens.page, title="Tokens", icon=":material/text_fields:", url_path="tokens"),
+        st.Page(page_heads.page, title="Heads", icon=":material/search:", url_path="heads"),
+        st.Page(page_runs.page, title="Runs", icon=":material/show_chart:", url_path="runs"),
+        st.Page(page_failures.page, title="Failures", icon=":material/error_outline:", url_path="failures"),
     ]
+    st.session_state.attention_page = pages[0]
     st.navigation(pages, position="top").run()
 
 

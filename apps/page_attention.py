@@ -1,143 +1,113 @@
-"""Attention: a prompt and its continuation, what every head does with it, and one head in full."""
+"""Attention: what every head does with a prompt, one head as a map, and any rectangle of it token by token."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
+import numpy as np
+import pandas as pd
 import streamlit as st
-import torch
 
-from apps.parts import address
-from apps.parts.charts import KIND_COLOR, MEASURES, attention_chart, band_chart
-from apps.parts.checkpoints import Opened, pick_checkpoint
-from apps.parts.continuing import Continuation, continue_prompts, sampling_controls
-from apps.parts.text import plain, visible
-from apps.parts.tokens import token_strip
+from apps.parts import address, share
+from apps.parts.heads import Cell, head_grid, viridis
+from apps.parts.heatmap import Side, heatmap
+from apps.parts.kept import kept_map, kept_reading, kept_scores
+from apps.parts.prompt import Asked, ask
+from apps.parts.text import sentence
+from apps.parts.tokens import drawn_part, token_strip
 from shardscope.config import LayerKind
-from shardscope.generate import SamplingConfig
-from shardscope.lens.views import (
-    HeadSummary,
-    LayerAttention,
-    ViewError,
-    check_prompt,
-    head_map,
-    query_row,
-    read_layer,
-    summarize_heads,
-)
+from shardscope.lens.microscope import SCORES, HeadScores, LayerReading, MicroscopeError, PooledBand
 
-MAP_HEIGHT = 640
-SEES: dict[LayerKind, str] = {
-    "sliding": "each token sees the last {window}, itself included",
-    "global": "each token sees every token before it",
-}
+MAP_CELLS = 256
+TILE_TOKENS = 192  # a side; a larger rectangle is drawn in part and exported whole
+KIND_COLOR: dict[LayerKind, str] = dict(zip(get_args(LayerKind), ("blue", "orange"), strict=True))
+MAPS = {"mean": "mean weight", "max": "largest weight", "band": "by distance"}
+UNBOUNDED = ("entropy", "distance")  # the other scores are shares between 0 and 1
 
 
 def page() -> None:
-    opened = pick_checkpoint()
-    if opened is None:
-        return
-    sampling = ask()
-    tokenizer = opened.model.tokenizer
-    assert tokenizer is not None
-    if not st.session_state.prompt:
-        st.info("The prompt is empty; write something for the model to continue.")
-        address.publish()
-        return
-    ids = tokenizer.encode(st.session_state.prompt, bos=True)
-    try:
-        check_prompt(opened.model, torch.tensor(ids))
-    except ViewError as error:
-        st.error(plain(str(error)).capitalize() + ".")
-        address.publish()
-        return
-    new = draw_continuation(opened, ids, sampling)
-    look_inside(opened, (*ids, *new), len(ids))
-
-
-def ask() -> SamplingConfig:
-    """The prompt and how to continue it. Nothing runs while somebody types."""
-    with st.form("ask", border=False):
-        st.text_area("Prompt", key="prompt", height=96)
-        with st.container(horizontal=True, vertical_alignment="bottom"):
-            sampling = sampling_controls()
-            st.form_submit_button("Continue the prompt", type="primary")
-    return sampling
-
-
-def draw_continuation(opened: Opened, ids: Sequence[int], sampling: SamplingConfig) -> tuple[int, ...]:
-    """Stream the continuation into the page, as text and never as markup."""
-    box = st.empty()
-    new = Continuation()
-    for (new,) in continue_prompts(opened, (tuple(ids),), sampling):
-        box.code(visible(new.text) or " ", language=None, wrap_lines=True)
-    if not new.ids:
-        box.caption(
-            "The prompt fills the whole context." if new.stop_reason == "context" else "The model ends the text here."
-        )
-    return new.ids
+    asked = ask()
+    if asked is not None:
+        look_inside(asked)
 
 
 @st.fragment
-def look_inside(opened: Opened, ids: tuple[int, ...], prompt_tokens: int) -> None:
+def look_inside(asked: Asked) -> None:
     """Everything about attention; choosing a head redraws this part alone."""
-    config, tokenizer = opened.model.config, opened.model.tokenizer
-    assert tokenizer is not None
+    config, n_tokens = asked.opened.model.config, len(asked.ids)
     layer = int(address.clamp("layer", 0, config.n_layers - 1))
     head = int(address.clamp("head", 0, config.n_heads - 1))
-    query = st.session_state.query if 0 <= st.session_state.query < len(ids) else prompt_tokens - 1
-    attention = layer_attention(opened.key, ids, layer, opened)
-    texts = [tokenizer.token_text(id) for id in ids]
+    if not 0 <= st.session_state.query < n_tokens:
+        st.session_state.query = asked.prompt_tokens - 1
+    query = int(st.session_state.query)
+    reading = kept_reading(asked.opened, asked.ids).layers[layer]
+    texts = asked.texts()
 
-    token_strip(texts, prompt_tokens, query_row(attention, head, query), query)
+    # What reads the token is only asked of the tokens that the strip shows: a whole column costs a pass over all rows.
+    readers = range(query, drawn_part(query, n_tokens).stop)
+    read_by = np.zeros(n_tokens, dtype=np.float32)
+    read_by[readers.start : readers.stop] = reading.tile(head, readers, range(query, query + 1))[:, 0]
+    says = ("is read with", "reads it with")
+    token_strip(texts, asked.prompt_tokens, query, reading.row(head, query), read_by, says)
     st.caption(
-        f"{prompt_tokens} prompt tokens, then {len(ids) - prompt_tokens} new ones, underlined. The framed token, "
-        f"number {query}, reads the tinted ones. Click another, or use the arrow keys and Enter."
+        f"{asked.prompt_tokens} prompt tokens, then {n_tokens - asked.prompt_tokens} new ones, underlined. The framed "
+        f"token, number {query}, reads the tinted ones and is read by those with an orange foot. Click another, or use "
+        "the arrow keys and Enter."
     )
     left, right = st.columns([5, 9], gap="medium")
-    summaries = head_summaries(opened.key, ids, opened)
-    with left:
-        draw_overview(summaries, layer, head, config.window)
     with right:
-        draw_head(attention, summaries[layer * config.n_heads + head], texts, query, config.layer_kinds)
+        draw_head(asked, reading, head, query, texts)
+    with left:
+        scores = draw_overview(asked, layer, head)
+    with right:
+        st.markdown(" · ".join(numbers(scores[layer * config.n_heads + head])))
+    draw_tile(asked, reading, head, texts)
     address.publish()
 
 
-def draw_overview(summaries: Sequence[HeadSummary], layer: int, head: int, window: int) -> None:
+def draw_overview(asked: Asked, layer: int, head: int) -> list[HeadScores]:
     """All heads: the sliding layers in one band, the global layers in another."""
     st.subheader("All heads", anchor=False)
-    if st.session_state.measure not in MEASURES:
-        st.session_state.measure = next(iter(MEASURES))
-    measure = st.selectbox(
-        "Show", list(MEASURES), key="measure", format_func=lambda name: f"{name}: {MEASURES[name][1]}"
+    measures = {"pattern": "each head's map, in small", **SCORES}
+    address.one_of("measure", list(measures))
+    measure = st.selectbox("Show", list(measures), key="measure", format_func=lambda name: f"{name}: {measures[name]}")
+    scores = kept_scores(asked.opened, asked.ids)
+    head_grid(
+        "overview grid",
+        asked.opened.model.config,
+        {(score.layer, score.head): cell_of(score, measure, scores) for score in scores},
+        [(layer, head)],
+        choose_head,
+        name=f"{measure} of {len(scores)} heads",
+        thumbnails={(score.layer, score.head): score.thumbnail for score in scores} if measure == "pattern" else None,
     )
-    for kind in ("sliding", "global"):
-        heads = [summary for summary in summaries if summary.kind == kind]
-        if not heads:
-            continue
-        color = KIND_COLOR[heads[0].kind]
-        with st.container(border=True):
-            st.markdown(f":{color}-badge[{kind} layers] {SEES[heads[0].kind].format(window=window)}")
-            # A new choice is a new chart, so that a second click on the same head counts again.
-            key = f"{kind} {layer} {head} {measure}"
-            st.altair_chart(
-                band_chart(heads, measure, layer, head), width="content", key=key, on_select=lambda key=key: choose(key)
-            )
+    share.csv_button("Scores", lambda: score_table(scores), share.file_name(asked, "heads.csv"), "scores")
+    return scores
 
 
-def choose(key: str) -> None:
-    """Take over the head that was clicked in an overview."""
-    for point in st.session_state[key].selection.get("head", []):
-        st.session_state.layer, st.session_state.head = int(point["layer"]), int(point["head"])
+def cell_of(score: HeadScores, measure: str, scores: Sequence[HeadScores]) -> Cell:
+    """A head's button: coloured by a score, or bare under its small map."""
+    title = f"layer {score.layer} {score.kind}, head {score.head}"
+    if measure == "pattern":
+        return Cell(title)
+    value = float(getattr(score, measure))
+    top = max(float(getattr(other, measure)) for other in scores)
+    text = f"{value:.1f}" if measure in UNBOUNDED else f"{value:.2f}"
+    return Cell(f"{title}, {measure} {value:.4f}", text, viridis(value / max(top, 1e-9)))
 
 
-def draw_head(
-    attention: LayerAttention, summary: HeadSummary, texts: Sequence[str], query: int, kinds: Sequence[LayerKind]
-) -> None:
-    """One head in full: its map, its numbers, and the keyboard's way to another one."""
-    view = head_map(attention, summary.head)
-    kind = "global" if view.window is None else f"sliding, window {view.window}"
-    st.subheader(f"Layer {view.layer} · {kind} · head {view.head}", anchor=False)
+def choose_head(chosen: tuple[int, int]) -> None:
+    st.session_state.layer, st.session_state.head = chosen
+
+
+def draw_head(asked: Asked, reading: LayerReading, head: int, query: int, texts: Sequence[str]) -> None:
+    """One head in full: its map, and the keyboard's way to another one."""
+    kinds = asked.opened.model.config.layer_kinds
+    kind = "global" if reading.window is None else f"sliding, window {reading.window}"
+    st.subheader(f"Layer {reading.layer} · {kind} · head {head}", anchor=False)
+    maps = [name for name in MAPS if name != "band" or reading.window is not None]
+    address.one_of("map", maps)
     with st.container(horizontal=True):
         st.segmented_control(
             "Layer",
@@ -147,40 +117,134 @@ def draw_head(
             wrap=True,
             format_func=lambda layer: f":{KIND_COLOR[kinds[layer]]}[{layer}]",
         )
-        st.segmented_control("Head", range(attention.q.shape[1]), key="head", required=True, wrap=True)
-    st.altair_chart(attention_chart(view, texts, query, MAP_HEIGHT), width="stretch")
-    st.caption(explain(view.cell, view.n_tokens, view.window))
-    st.markdown(" · ".join(numbers(summary)))
+        st.segmented_control("Head", range(reading.n_heads), key="head", required=True, wrap=True)
+        shown = st.segmented_control("Map", maps, key="map", required=True, wrap=True, format_func=MAPS.__getitem__)
+    name = share.file_name(asked, f"layer{reading.layer}", f"head{head}", str(shown))
+    label = f"Attention of layer {reading.layer}, {kind}, head {head}: {reading.n_tokens} queries, {MAPS[str(shown)]}."
+    pooled = kept_map(asked.opened, asked.ids, reading, head, MAP_CELLS, by_distance=shown == "band")
+    rows = Side("query: the token that reads", 0, pooled.n_tokens, pooled.cell, texts[:: pooled.cell])
+    columns = Side("key: the token that is read", 0, pooled.n_tokens, pooled.cell, texts[:: pooled.cell])
+    if isinstance(pooled, PooledBand):
+        reach = min(pooled.window, pooled.n_tokens)
+        columns = Side("distance back from the query", 0, reach, pooled.distance_cell)
+    what = "Weight" if rows.cell == columns.cell == 1 else "Largest weight" if shown == "max" else "Mean weight"
+    heatmap(
+        "head map",
+        pooled.max if shown == "max" else pooled.mean,
+        rows,
+        columns,
+        label=label,
+        name=name,
+        what=what,
+        window=reading.window,
+        distance=shown == "band",
+        rectangle=None if shown == "band" else inside(st.session_state.rectangle, reading.n_tokens),
+        query=query,
+        on_rectangle=lambda found: choose_rectangle(found, reading.n_tokens, by_distance=shown == "band"),
+        on_pick=choose_token,
+    )
+    st.caption(explain(reading, pooled.cell, str(shown)))
 
 
-def numbers(summary: HeadSummary) -> list[str]:
-    """One head in numbers, as Markdown."""
-    return [
-        f"first token **{summary.first_token:.3f}**",
-        f"previous token **{summary.previous_token:.3f}**",
-        f"entropy **{summary.entropy:.2f}** bits",
-        f"mean distance **{summary.distance:.1f}** tokens",
-        f"past window **{summary.past_window:.3f}**",
-    ]
-
-
-def explain(cell: int, n_tokens: int, window: int | None) -> str:
+def explain(reading: LayerReading, cell: int, shown: str) -> str:
     """What the picture is made of, in a sentence or two."""
     what = "Every square is one weight" if cell == 1 else f"Every square pools {cell} × {cell} tokens"
-    if window is None:
+    if shown == "band":
+        return "Every row is a query and every column a distance back: no square lies outside the window."
+    if reading.window is None:
         return f"{what}. A global layer sees everything before the query."
-    if n_tokens <= window:
-        return f"{what}. The text is shorter than the window of {window}, so nothing is hidden from this layer yet."
+    if reading.n_tokens <= reading.window:
+        return (
+            f"{what}. The text is shorter than the window of {reading.window}: nothing is hidden from this layer yet."
+        )
     return f"{what}. The orange line is the window's edge: left of it, in grey, is what this layer cannot see."
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
-def layer_attention(key: tuple[str, int], ids: tuple[int, ...], layer: int, _opened: Opened) -> LayerAttention:
-    with _opened.lock:
-        return read_layer(_opened.model, torch.tensor(ids), layer)
+def choose_token(picked: Sequence[int]) -> None:
+    st.session_state.query = picked[0]
 
 
-@st.cache_resource(max_entries=8, show_spinner="Reading all heads …")
-def head_summaries(key: tuple[str, int], ids: tuple[int, ...], _opened: Opened) -> list[HeadSummary]:
-    with _opened.lock:
-        return summarize_heads(_opened.model, torch.tensor(ids))
+def choose_rectangle(found: Sequence[int], n_tokens: int, by_distance: bool) -> None:
+    q0, q1, k0, k1 = found
+    if by_distance:
+        k0, k1 = max(0, q0 - k1 + 1), max(1, q1 - k0)
+    st.session_state.rectangle = (q0, q1, k0, min(k1, n_tokens))
+
+
+def inside(rectangle: Sequence[int], n_tokens: int) -> share.Rectangle | None:
+    """The rectangle, if this text has all of it."""
+    if len(rectangle) != 4:
+        return None
+    q0, q1, k0, k1 = rectangle
+    return (q0, q1, k0, k1) if 0 <= q0 < q1 <= n_tokens and 0 <= k0 < k1 <= n_tokens else None
+
+
+def draw_tile(asked: Asked, reading: LayerReading, head: int, texts: Sequence[str]) -> None:
+    """The rectangle that was dragged, at full resolution, with its tokens on the edges."""
+    st.subheader("Up close", anchor=False)
+    rectangle = inside(st.session_state.rectangle, reading.n_tokens)
+    if rectangle is None:
+        if st.session_state.rectangle:
+            st.warning(
+                f"This text has {reading.n_tokens} tokens and does not reach as far as the rectangle; drag another."
+            )
+        st.caption("Drag a rectangle on the map, or frame one with Shift and the arrow keys, then Enter.")
+        q0 = int(st.session_state.query)
+        with st.container(horizontal=True):
+            share.notebook_cell(share.tile_cell(asked, reading.layer, head, (q0, q0 + 1, 0, reading.n_tokens)), "row")
+        return
+    q0, q1, k0, k1 = rectangle
+    rows = Side("query", q0, min(q1, q0 + TILE_TOKENS), texts=texts[q0 : min(q1, q0 + TILE_TOKENS)])
+    columns = Side("key", k0, min(k1, k0 + TILE_TOKENS), texts=texts[k0 : min(k1, k0 + TILE_TOKENS)])
+    name = share.file_name(asked, f"layer{reading.layer}", f"head{head}", f"q{q0}-{q1}-k{k0}-{k1}")
+    try:
+        tile = reading.tile(head, range(q0, q1), range(k0, k1))
+    except MicroscopeError as error:
+        st.error(sentence(error))
+        return
+    st.caption(
+        f"Exact weights of layer {reading.layer}, head {head}: queries {q0} to {q1 - 1}, keys {k0} to {k1 - 1}."
+        + (f" Drawn are the first {TILE_TOKENS} of a side; the CSV has all." if max(tile.shape) > TILE_TOKENS else "")
+    )
+    heatmap(
+        "tile map",
+        tile[:TILE_TOKENS, :TILE_TOKENS],
+        rows,
+        columns,
+        label=f"Exact attention of layer {reading.layer}, head {head}, {len(tile)} queries by {tile.shape[1]} keys.",
+        name=name,
+        window=reading.window,
+        on_pick=choose_token,
+    )
+    with st.container(horizontal=True):
+        share.notebook_cell(share.tile_cell(asked, reading.layer, head, rectangle), "tile")
+        share.csv_button("Weights", lambda: tile_table(tile, rectangle, texts), f"{name}.csv", "tile")
+        st.button("Close", on_click=lambda: st.session_state.update(rectangle=()))
+
+
+def tile_table(tile: np.ndarray, rectangle: share.Rectangle, texts: Sequence[str]) -> pd.DataFrame:
+    """A line for each pair of query and key."""
+    q0, q1, k0, k1 = rectangle
+    query, key = (side.ravel() for side in np.mgrid[q0:q1, k0:k1])
+    return pd.DataFrame(
+        {
+            "query": query,
+            "key": key,
+            "distance": query - key,
+            "weight": tile.ravel(),
+            "query_token": [texts[pos] for pos in query],
+            "key_token": [texts[pos] for pos in key],
+        }
+    )
+
+
+def score_table(scores: Sequence[HeadScores]) -> pd.DataFrame:
+    """A line for each head."""
+    names = ["layer", "head", "kind", *SCORES]
+    return pd.DataFrame([{name: getattr(score, name) for name in names} for score in scores])
+
+
+def numbers(score: HeadScores) -> list[str]:
+    """One head in numbers, as Markdown."""
+    units = {"entropy": "bits", "distance": "tokens"}
+    return [f"{name} **{getattr(score, name):.4f}** {units.get(name, '')}".rstrip() for name in SCORES]

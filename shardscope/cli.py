@@ -27,7 +27,7 @@ BENCHES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status. A mistake of the user's is one sentence on stderr and status 1."""
     words = list(sys.argv[1:] if argv is None else argv)
-    extra = "lens" if words[:1] in (["attention"], ["bench"]) else ""
+    extra = {"attention": "lens", "bench": "lens", "eval": "eval"}.get(words[0] if words else "", "")
     try:
         arguments = _parser(words).parse_args(words)
         extra = arguments.extra
@@ -154,6 +154,17 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         extra="lens",
     )
     lend(attention, "shardscope.lens.microscope.export", "attention")
+
+    eval_ = add(
+        "eval",
+        _unreachable,
+        "Score ARC, GSM8K, MATH and arithmetic offline on a small sample, earlier runs beside it; from a checkout.",
+        "eval",
+        "eval runs/shard-pico-anneal --tasks shard_arith --limit 50",
+        "eval --data path/to/test-sets",
+        extra="eval",
+    )
+    lend(eval_, "shardscope.evals.suite", "eval")
 
     bench = add(
         "bench",

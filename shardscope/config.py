@@ -162,8 +162,8 @@ class Source:
 
     name: str = choice(help="short name, used in logs and metrics")
     path: str = choice(
-        help="file, folder or glob of .txt/.jsonl/.parquet (.gz .xz .zst), 'hf:owner/dataset[:config]', 'builtin:NAME'; "
-        "$VARIABLES are replaced"
+        help="file, folder or glob of .txt/.jsonl/.parquet (.gz .xz .zst), 'hf:owner/dataset[:config]', "
+        "'builtin:NAME'; $VARIABLES are replaced"
     )
     weight: float = choice(1.0, help="share of the training sequences drawn from this source, relative to the others")
     holdout: str = choice("", help="a path of held-out documents; empty: one document in a hundred is held out")
@@ -252,6 +252,9 @@ class TrainConfig:
         "auto", help="arithmetic of the matmuls; auto: bfloat16 on CUDA"
     )
     compile: Literal["auto", "on", "off"] = choice("auto", help="torch.compile; auto: on CUDA")
+    fp8: bool = choice(
+        False, help="MLP matmuls in 8-bit floats, on Hopper and Ada GPUs; docs/training.md shows what it costs"
+    )
     log_every: int = choice(10, help="steps between lines of metrics.jsonl")
     eval_every: int = choice(250, help="steps between held-out evaluations")
     eval_tokens: int = choice(100_000, help="held-out tokens of each source in an evaluation")
@@ -367,7 +370,8 @@ def recipe_fields(kind: type = Recipe, prefix: str = "") -> Iterator[tuple[str, 
     hints = get_type_hints(kind)
     for item in fields(kind):
         hint = hints[item.name]
-        nested = next((h for h in (hint, *get_args(hint)) if is_dataclass(h) and get_origin(hint) is not tuple), None)
+        kinds = [h for h in (hint, *get_args(hint)) if isinstance(h, type) and is_dataclass(h)]
+        nested = kinds[0] if kinds and get_origin(hint) is not tuple else None
         if nested is not None:
             yield from recipe_fields(nested, f"{prefix}{item.name}.")
             continue

@@ -31,7 +31,7 @@ GUESTS = {
     "transformer_lens": {"lens"},
     "transformers": {"lens", "generate", "train"},
     "lm_eval": {"evals"},
-    "datasets": {"data"},
+    "datasets": {"data", "evals"},
     "pyarrow": {"data", "lens"},
     "zstandard": {"data"},
     "pandas": {"evals", "lens"},

@@ -21,7 +21,9 @@ def test_the_readmes_python_runs_as_written(tiny_checkpoint: Path, tmp_path: Pat
     tiny_checkpoint.rename(newest)
     block += "assert model.W_U.shape[1] == logits.shape[-1]\nassert cache['pattern', 0].ndim == 4\n"
     path = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path / "work", env=path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", block], cwd=tmp_path / "work", env=path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from threading import Lock
 
 import streamlit as st
+import torch
 
 from apps.parts.text import plain
 from shardscope import Shard, load
@@ -25,7 +27,8 @@ class Opened:
     """A loaded checkpoint. Sessions share it: hold `lock` while the model runs, because hooks are attached to it."""
 
     name: str
-    key: tuple[str, int]  # path and time of its weights: what caches are keyed by
+    path: Path
+    weights: str  # the first twelve digits of the SHA-256 of its weights: what caches are keyed by
     step: int | None
     model: Shard
     lock: Lock
@@ -42,11 +45,11 @@ def find_checkpoints(folders: list[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in folders:
         root = folder.resolve()
-        for path in _below(root, DEPTH):
+        for path in below(root, (WEIGHTS, CONFIG)):
             inside = [part for part in path.relative_to(root).parts if part != "checkpoints"]
             name = "built-in" if root == BUILT_IN.resolve() else "/".join([root.name, *inside])
             found[str(path) if name in found else name] = path
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "built-in", -_age(item[1]), item[0])))
+    return dict(sorted(found.items(), key=lambda item: (item[0] != "built-in", -weights_age(item[1]), item[0])))
 
 
 def pick_checkpoint() -> Opened | None:
@@ -59,26 +62,76 @@ def pick_checkpoint() -> Opened | None:
         return None
     asked = st.session_state.checkpoint
     if asked not in found:
-        if asked:
+        same = next((name for name, path in found.items() if _holds(path, st.session_state.weights)), None)
+        if asked and same is None:
             st.warning(f"{plain(asked)} is not among the checkpoints that this explorer was started with.")
-        st.session_state.checkpoint = next(iter(found))
+            _forget_weights()
+        st.session_state.checkpoint = same or next(iter(found))
     left, right = st.columns([2, 3], vertical_alignment="bottom")
-    name = left.selectbox("Checkpoint", list(found), key="checkpoint")
+    name = left.selectbox("Checkpoint", list(found), key="checkpoint", on_change=_forget_weights)
+    opened = try_to_open(name, found[name])
+    if opened is None:
+        return None
+    expected = st.session_state.weights
+    if expected and expected != opened.weights:
+        st.warning(
+            f"The address was made with other weights ({plain(expected)}) than {plain(name)} holds now "
+            f"({opened.weights}): what you see may differ."
+        )
+    else:
+        st.session_state.weights = opened.weights
+    right.caption(describe(opened))
+    return opened
+
+
+def try_to_open(name: str, path: Path) -> Opened | None:
+    """The checkpoint; None, with one sentence on the page, when it is broken, foreign or without a tokenizer."""
     try:
-        opened = open_checkpoint(name, str(found[name]), _age(found[name]))
+        opened = open_checkpoint(name, str(path), weights_age(path))
     except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
         st.error(f"{plain(name)} cannot be opened: {plain(str(error))}")
         return None
     if opened.model.tokenizer is None:
         st.error(f"{plain(name)} has no tokenizer; put the tokenizer.json that it was trained with beside its weights.")
         return None
-    right.caption(describe(opened))
     return opened
+
+
+def _forget_weights() -> None:
+    st.session_state.weights = ""
 
 
 @st.cache_resource(max_entries=2, show_spinner="Opening the checkpoint …")
 def open_checkpoint(name: str, path: str, changed: int) -> Opened:
-    return Opened(name=name, key=(path, changed), step=_step(Path(path)), model=load(path), lock=Lock())
+    folder = Path(path)
+    return Opened(
+        name=name, path=folder, weights=fingerprint(folder), step=_step(folder), model=load(path, device()), lock=Lock()
+    )
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def fingerprint(folder: Path) -> str:
+    """The first twelve digits of the SHA-256 of a checkpoint's weights."""
+    return _digest(str(folder / WEIGHTS), weights_age(folder))
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def _digest(file: str, changed: int) -> str:
+    with Path(file).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:12]
+
+
+def _holds(folder: Path, weights: str) -> bool:
+    """Whether a checkpoint, under whatever name, holds the weights that an address names."""
+    return bool(weights) and (folder / WEIGHTS).exists() and fingerprint(folder) == weights
+
+
+def run_of(opened: Opened) -> Path | None:
+    """The folder of the run that wrote the checkpoint; None for one that stands alone."""
+    return opened.path.parent.parent if opened.path.parent.name == "checkpoints" else None
 
 
 def describe(opened: Opened) -> str:
@@ -88,6 +141,7 @@ def describe(opened: Opened) -> str:
     sliding = config.layer_kinds.count("sliding")
     parts = [
         plain(opened.name) if opened.step is None else f"{plain(opened.name)}, step {opened.step:,}",
+        f"weights {opened.weights}",
         f"{opened.model.n_params:,} parameters",
         f"{config.n_layers} layers ({sliding} sliding, {config.n_layers - sliding} global) of {config.n_heads} heads",
         f"window {config.window}, context {config.n_ctx}",
@@ -96,22 +150,22 @@ def describe(opened: Opened) -> str:
     return " · ".join(parts)
 
 
-def _below(folder: Path, depth: int) -> list[Path]:
-    """Folders that look like checkpoints, whole or broken, at most `depth` levels down."""
-    if (folder / WEIGHTS).exists() or (folder / CONFIG).exists():
+def below(folder: Path, signs: tuple[str, ...], depth: int = DEPTH) -> list[Path]:
+    """Folders that hold one of the files `signs`, whole or broken, at most `depth` levels down. No link is followed."""
+    if any((folder / sign).exists() for sign in signs):
         return [folder]
     if depth == 0 or not folder.is_dir():
         return []
     try:
-        inside = [entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+        inside = [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
     except OSError:
         return []
     return [
-        path for name in sorted(inside) if not Path(name).name.startswith(".") for path in _below(Path(name), depth - 1)
+        path for inner in sorted(inside) if not inner.name.startswith(".") for path in below(inner, signs, depth - 1)
     ]
 
 
-def _age(path: Path) -> int:
+def weights_age(path: Path) -> int:
     """When the weights were written, in nanoseconds."""
     file = path / WEIGHTS
     return file.stat().st_mtime_ns if file.exists() else 0

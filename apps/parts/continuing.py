@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
 import streamlit as st
+import torch
 
 from apps.parts import address
 from apps.parts.checkpoints import Opened
-from shardscope.generate import SamplingConfig, StopReason, TokenEvent, stream
+from shardscope.generate import Generation, SamplingConfig, StopReason, TokenEvent, generate, stream
+from shardscope.lens.microscope import ablated
+from shardscope.lens.microscope.ablation import Mode
 
 KEPT = 8
-LIMITS = {"tokens": (1, 512), "temperature": (0.0, 2.0), "top_p": (0.05, 1.0), "seed": (0, 2**31)}
+MOST_NEW = 512
+LIMITS = {"temperature": (0.0, 2.0), "top_p": (0.05, 1.0), "seed": (0, 2**31)}
 NARROW = 140  # pixels; two fit beside each other on a phone
 
 
@@ -30,19 +34,21 @@ class Continuation:
         return Continuation((*self.ids, *new), self.text + event.text, event.stop_reason)
 
 
-def sampling_controls(tokens: str = "tokens") -> SamplingConfig:
+def sampling_controls(tokens: str = "tokens", fewest: int = 0) -> SamplingConfig | None:
     """The four numbers that decide a sample; with the checkpoint and the prompt they give the same text again.
 
-    `tokens` names the choice that holds the number of new tokens.
+    `tokens` names the choice that holds the number of new tokens. None: it is 0, and nothing is to be sampled.
     """
     for name, (smallest, largest) in LIMITS.items():
-        address.clamp(tokens if name == "tokens" else name, smallest, largest)
-    return SamplingConfig(
-        max_new_tokens=st.number_input("New tokens", *LIMITS["tokens"], key=tokens, width=NARROW),
-        temperature=st.number_input("Temperature", *LIMITS["temperature"], step=0.1, key="temperature", width=NARROW),
-        top_p=st.number_input("Top-p", *LIMITS["top_p"], step=0.05, key="top_p", width=NARROW),
-        seed=st.number_input("Seed", *LIMITS["seed"], key="seed", width=NARROW),
-    )
+        address.clamp(name, smallest, largest)
+    new = address.clamp(tokens, fewest, MOST_NEW)
+    st.number_input("New tokens", fewest, MOST_NEW, key=tokens, width=NARROW)
+    temperature = st.number_input("Temperature", *LIMITS["temperature"], step=0.1, key="temperature", width=NARROW)
+    top_p = st.number_input("Top-p", *LIMITS["top_p"], step=0.05, key="top_p", width=NARROW)
+    seed = st.number_input("Seed", *LIMITS["seed"], key="seed", width=NARROW)
+    if new == 0:
+        return None
+    return SamplingConfig(max_new_tokens=int(new), temperature=temperature, top_p=top_p, seed=int(seed))
 
 
 def continue_prompts(
@@ -50,7 +56,7 @@ def continue_prompts(
 ) -> Iterator[list[Continuation]]:
     """The continuations so far, ten times a second, then the whole; at once when this session has them already."""
     kept: dict[object, list[Continuation]] = st.session_state.setdefault("kept_continuations", {})
-    key = (opened.key, prompts, config)
+    key = (opened.weights, prompts, config)
     if key not in kept:
         so_far = [Continuation() for _ in prompts]
         events = stream(opened.model, prompts, config)
@@ -64,6 +70,14 @@ def continue_prompts(
             kept.pop(next(iter(kept)))
         kept[key] = so_far
     yield kept[key]
+
+
+def continue_without(
+    opened: Opened, ids: tuple[int, ...], config: SamplingConfig, heads: Sequence[tuple[int, int]], mode: Mode
+) -> Generation:
+    """The continuation with some heads switched off: same prompt, same seed."""
+    with opened.lock, ablated(opened.model, heads, mode, reference=torch.tensor(ids)):
+        return generate(opened.model, [ids], config)[0]
 
 
 def _next(events: Iterator[TokenEvent], opened: Opened) -> TokenEvent | None:

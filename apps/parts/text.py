@@ -13,6 +13,17 @@ def plain(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", " ".join(visible(text).split()))
 
 
+def sentence(error: Exception) -> str:
+    """What an error says, as a sentence in Markdown."""
+    words = plain(str(error))
+    return words[:1].upper() + words[1:] + "."
+
+
+def on_one_line(text: str) -> str:
+    """A token's text with line breaks and tabs as signs."""
+    return visible(text).replace("\n", "↵").replace("\t", "⇥")
+
+
 def visible(text: str) -> str:
     """`text` with control and formatting characters (bidi overrides, too) written out; newlines and tabs stay."""
     return "".join(_written_out(character) for character in text)

@@ -7,47 +7,65 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import streamlit as st
 
 from apps.parts.text import visible
 
+LONGEST_STRIP = 480
 _STRIP_CSS = """
-.strip { max-height: 13.5rem; overflow-y: auto; line-height: 1.9; padding: 2px;
-         font-family: var(--st-code-font); font-size: 0.86rem; }
-.strip button { font: inherit; color: var(--st-text-color); white-space: pre; border: 1px solid transparent;
+.strip { max-height: 13.5rem; overflow-y: auto; line-height: 2.05; padding: 2px; color: var(--st-text-color);
+         font-family: var(--st-code-font); font-size: 0.86rem; overflow-wrap: anywhere; }
+.strip button { font: inherit; color: inherit; white-space: pre-wrap; border: 1px solid transparent;
                 border-radius: 4px; padding: 1px 2px; margin: 1px; background: var(--st-secondary-background-color);
                 cursor: pointer; unicode-bidi: isolate; }
 .strip button.start { opacity: 0.75; font-style: italic; }
-.strip button.new { border-bottom: 2px solid var(--st-primary-color); }
+.strip button.new { text-decoration: underline dotted; text-underline-offset: 3px; }
 .strip button:hover { border-color: var(--st-text-color); }
 .strip button[aria-pressed="true"] { border: 2px solid var(--st-text-color); }
 .strip button:focus-visible { outline: 3px solid var(--st-primary-color); outline-offset: 1px; }
+.strip .more { opacity: 0.7; padding: 0 6px; }
 """
-
 _STRIP_JS = """
 export default function ({ data, parentElement, setTriggerValue }) {
   const strip = parentElement.querySelector(".strip");
-  const hadFocus = strip.contains(parentElement.activeElement ?? document.activeElement);
-  strip.replaceChildren();
-  const buttons = data.texts.map((text, pos) => {
-    const button = document.createElement("button");
+  const buttons = data.texts.map((text, index) => {
+    const pos = data.first + index;
+    const button = strip.querySelector(`button[data-pos="${pos}"]`) ?? document.createElement("button");
     button.type = "button";
     button.dataset.pos = pos;
     button.className = pos === 0 ? "start" : pos < data.prompt_tokens ? "prompt" : "new";
     button.textContent = text.replaceAll("\\n", "\\u21b5").replaceAll("\\t", "\\u21e5");
-    const weight = data.weights[pos];
-    const share = Math.round(80 * Math.sqrt(weight));
+    const [tint, bar] = [data.tint[index], data.bar[index] ?? 0];
+    const share = Math.round(80 * Math.sqrt(tint));
     button.style.background =
       `color-mix(in srgb, var(--st-primary-color) ${share}%, var(--st-secondary-background-color))`;
-    button.title = `token ${pos}, read with weight ${weight.toFixed(4)}`;
+    button.style.boxShadow = bar > 0.004 ? `inset 0 -${(6 * Math.sqrt(bar)).toFixed(1)}px #f28e2b` : "";
+    button.title = [`token ${pos}`, data.says[0] && `${data.says[0]} ${tint.toFixed(4)}`,
+      data.says[1] && `${data.says[1]} ${bar.toFixed(4)}`].filter(Boolean).join(", ");
     button.setAttribute("aria-pressed", String(pos === data.query));
-    button.setAttribute("aria-label", `token ${pos}: ${text}, weight ${weight.toFixed(2)}`);
+    button.setAttribute("aria-label", `${text} ${button.title}`);
     button.tabIndex = pos === data.query ? 0 : -1;
     button.onclick = () => setTriggerValue("query", pos);
-    strip.append(button);
-    if (text.includes("\\n")) strip.append(document.createElement("br"));
     return button;
   });
+  const more = (count, where) => {
+    const note = document.createElement("span");
+    note.className = "more";
+    note.textContent = `${count} more tokens ${where}`;
+    return count ? [note] : [];
+  };
+  const nodes = [
+    ...more(data.first, "before"),
+    ...buttons.flatMap((b, index) => (data.texts[index].includes("\\n") ? [b, document.createElement("br")] : [b])),
+    ...more(data.n_tokens - data.first - buttons.length, "after"),
+  ];
+  const focused = strip.getRootNode().activeElement;
+  strip.replaceChildren(...nodes);
+  if (buttons.includes(focused)) focused.focus();
+  const chosen = buttons[data.query - data.first];
+  const far = chosen.offsetTop - strip.offsetTop - strip.scrollTop;
+  if (far < 0 || far > strip.clientHeight - 30) strip.scrollTop += far - strip.clientHeight / 2;
   strip.onkeydown = (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1, Home: -buttons.length, End: buttons.length }[event.key];
     const at = buttons.indexOf(event.target);
@@ -55,7 +73,6 @@ export default function ({ data, parentElement, setTriggerValue }) {
     event.preventDefault();
     buttons[Math.min(Math.max(at + step, 0), buttons.length - 1)].focus();
   };
-  if (hadFocus && buttons[data.query]) buttons[data.query].focus();
 }
 """
 
@@ -87,18 +104,38 @@ _strip = st.components.v2.component(
 _marked = st.components.v2.component("marked_text", html='<div class="marked"></div>', css=_MARKED_CSS, js=_MARKED_JS)
 
 
-def token_strip(texts: Sequence[str], prompt_tokens: int, weights: Sequence[float], query: int) -> None:
-    """Draw the tokens, tinted by `weights`, with `query` framed. A click makes another token the `query` choice.
+def token_strip(
+    texts: Sequence[str],
+    prompt_tokens: int,
+    query: int,
+    tint: Sequence[float] | np.ndarray,
+    bar: Sequence[float] | np.ndarray = (),
+    says: tuple[str, str] = ("", ""),
+) -> None:
+    """Draw the tokens, `query` framed, each tinted by `tint` and underlined by `bar`, both in [0, 1].
 
-    Tokens from `prompt_tokens` on are the continuation, and are underlined.
+    A click makes another token the `query` choice. `says` names the two numbers. Tokens from `prompt_tokens` on are the
+    continuation. Of a long text only the tokens around `query` are drawn.
     """
+    drawn = drawn_part(query, len(texts))
+    part = slice(drawn.start, drawn.stop)
     data = {
-        "texts": [visible(text) for text in texts],
+        "texts": [visible(text) for text in texts[part]],
+        "first": drawn.start,
+        "n_tokens": len(texts),
         "prompt_tokens": prompt_tokens,
-        "weights": [round(float(weight), 4) for weight in weights],
+        "tint": [round(float(share), 4) for share in tint[part]],
+        "bar": [round(float(share), 4) for share in bar[part]],
+        "says": says,
         "query": query,
     }
     _strip(key="token_strip", data=data, on_query_change=_choose_query)
+
+
+def drawn_part(query: int, n_tokens: int) -> range:
+    """The tokens that a strip around `query` shows."""
+    first = max(0, min(query - LONGEST_STRIP // 2, n_tokens - LONGEST_STRIP))
+    return range(first, min(first + LONGEST_STRIP, n_tokens))
 
 
 def _choose_query() -> None:

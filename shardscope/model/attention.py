@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from shardscope.model.kernels import windowed
+
 QKV = Float[Tensor, "batch pos head d_head"]
 Scores = Float[Tensor, "batch head query key"]
 Starts = Int[Tensor, "batch pos"]
@@ -47,6 +49,8 @@ def fused_attention(q: QKV, k: QKV, v: QKV, window: int | None, document_start: 
         window = None
     if window is None and document_start is None:
         return _sdpa(q, k, v, is_causal=True)
+    if windowed.applies(q):
+        return windowed.windowed_attention(q, k, v, window, document_start)
     if document_start is None and window is not None:
         return banded_attention(q, k, v, window)
     return _sdpa(q, k, v, attn_mask=visible_keys(pos, window, document_start, q.device))

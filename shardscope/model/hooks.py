@@ -148,7 +148,7 @@ class HookedModule(nn.Module):
                 undo()
 
     def run_with_hooks(self, *args: Any, fwd_hooks: NamedHooks = (), bwd_hooks: NamedHooks = (), **kwargs: Any) -> Any:
-        """One call with hooks attached. Run the backward pass inside `hooks(...)` instead if `bwd_hooks` are to see it."""
+        """One call with hooks attached; for `bwd_hooks`, run the backward pass inside `hooks(...)` instead."""
         with self.hooks(fwd_hooks, bwd_hooks):
             return self(*args, **kwargs)
 

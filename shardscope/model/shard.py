@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from shardscope.config import ShardConfig
 from shardscope.model.attention import QKV, Starts, attention_scores, fused_attention
 from shardscope.model.hooks import HookedModule, HookPoint
+from shardscope.model.kernels.fp8 import fp8_mlp
+from shardscope.model.kernels.swiglu import swiglu
 
 if TYPE_CHECKING:
     from shardscope.tokenizer import Tokenizer
@@ -133,7 +135,12 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU (Shazeer 2020, arXiv:2002.05202): W_out(silu(W_gate x) · W_in x), no biases."""
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202): W_out(silu(W_gate x) · W_in x), no biases.
+
+    With `fp8` set, bfloat16 inputs are multiplied in 8-bit floats, unless somebody watches inside.
+    """
+
+    fp8 = False
 
     def __init__(self, config: ShardConfig) -> None:
         super().__init__()
@@ -145,12 +152,17 @@ class MLP(nn.Module):
         self.hook_post = HookPoint()  # [batch pos d_mlp], their product
 
     def forward(self, x: Residual) -> Residual:
-        both = einsum(
-            x, torch.cat([self.W_gate, self.W_in], dim=1), "batch pos d_model, d_model both -> batch pos both"
-        )
-        pre, pre_linear = both.chunk(2, dim=-1)
-        post = self.hook_post(F.silu(self.hook_pre(pre)) * self.hook_pre_linear(pre_linear))
-        return einsum(post, self.W_out, "batch pos d_mlp, d_mlp d_model -> batch pos d_model")
+        apart = self.hook_pre.watched or self.hook_pre_linear.watched
+        if self.fp8 and x.dtype == torch.bfloat16 and not (apart or self.hook_post.watched):
+            return fp8_mlp(x, self.W_gate, self.W_in, self.W_out)
+        W_both = torch.cat([self.W_gate, self.W_in], dim=1)
+        both = einsum(x, W_both, "batch pos d_model, d_model both -> batch pos both")
+        if apart:
+            pre, pre_linear = both.chunk(2, dim=-1)
+            post = F.silu(self.hook_pre(pre)) * self.hook_pre_linear(pre_linear)
+        else:
+            post = swiglu(both)
+        return einsum(self.hook_post(post), self.W_out, "batch pos d_mlp, d_mlp d_model -> batch pos d_model")
 
 
 class Block(nn.Module):

@@ -116,7 +116,8 @@ class Loop:
             for name, value in {"loss": loss.detach(), **found}.items():
                 totals[name] = totals.get(name, 0) + value / len(parts)
         factor = lr_factor(self.step, self.recipe.schedule)
-        totals["grad_norm"] = self.setup.optimizer.step(factor)
+        # Averaged, because every process has to come to the same verdict on the step.
+        totals["grad_norm"] = self.setup.optimizer.step(factor, self.world.mean(totals["loss"]))
         self.setup.optimizer.zero_grad()
         self.readings.add(self.step, self.recipe.optimizer.lr * factor, totals)
         self.step += 1

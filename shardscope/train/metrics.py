@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -91,7 +91,7 @@ def rewind(folder: Path, step: int) -> None:
 
 def open_loggers(recipe: Recipe) -> list[Logger]:
     """The guests that `train.loggers` names. Raises ConfigError when one is not installed."""
-    makers = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+    makers: dict[str, Callable[[Recipe], Logger]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
     loggers: list[Logger] = []
     for name in recipe.train.loggers:
         try:

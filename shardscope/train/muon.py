@@ -124,10 +124,10 @@ class ShardOptimizer:
             self.updates.append(_AdamW(rest, config, lr=config.lr, decay=0.0))
 
     @torch.no_grad()
-    def step(self, lr_scale: float = 1.0) -> Float[Tensor, ""]:
+    def step(self, lr_scale: float = 1.0, loss: Float[Tensor, ""] | None = None) -> Float[Tensor, ""]:
         """Update every parameter at `lr_scale` times its learning rate; returns the gradient's global norm.
 
-        When the norm is not finite, weights and optimizer state stay exactly as they were.
+        When the norm, or `loss` if it is given, is not finite, weights and optimizer state stay exactly as they were.
         Raises ValueError if a parameter has no gradient.
         """
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
@@ -135,7 +135,8 @@ class ShardOptimizer:
             raise ValueError("a parameter has no gradient; call backward() before step()")
         norm = torch.nn.utils.get_total_norm(gradients)
         clipped = (self.config.clip / (norm + 1e-6)).clamp(max=1.0) if self.config.clip else torch.ones_like(norm)
-        gradient = _Gradient(scale=clipped, finite=norm.isfinite())
+        finite = norm.isfinite() if loss is None else norm.isfinite() & loss.isfinite()
+        gradient = _Gradient(scale=clipped, finite=finite)
         for update in self.updates:
             update.step(gradient, lr_scale)
         return norm

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -22,9 +24,14 @@ class Objective(nn.Module):
         self.bos_id = bos_id if recipe.data.mask_documents else None
         device = model.device.type
         wanted = recipe.train.dtype
-        self.half = wanted == "bfloat16" or (wanted == "auto" and device == "cuda")
+        self.bfloat16_matmuls = wanted == "bfloat16" or (wanted == "auto" and device == "cuda")
         compiled = recipe.train.compile == "on" or (recipe.train.compile == "auto" and device == "cuda")
-        self.hidden = torch.compile(model.hidden) if compiled else model.hidden
+        for block in model.blocks:
+            block.mlp.fp8 = getattr(recipe.train, "fp8", False)  # the field is new; see docs/training.md
+        # Blocks of one kind share their compiled code, so compiling takes seconds however deep the model is. A list
+        # of callables and not of modules: parameters stay registered once, under the model's own names.
+        self.block_calls: list[Callable[..., Tensor]] = [_compiled(b) if compiled else b for b in model.blocks]
+        self.final = _compiled(model.ln_final) if compiled else model.ln_final
 
     def forward(self, window: Int[Tensor, "batch window"]) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         given, targets = window[:, :-1], window[:, 1:]
@@ -33,6 +40,17 @@ class Objective(nn.Module):
             hidden = self.hidden(given, starts)
         return capped_cross_entropy(hidden, self.model.embed.W_E, targets, self.model.config.logit_cap, self.z_loss)
 
+    def hidden(self, given: Int[Tensor, "batch pos"], starts: Int[Tensor, "batch pos"] | None) -> Tensor:
+        """`model.hidden`, block after block as they were compiled."""
+        x = self.model.hook_embed(self.model.embed(given))
+        for block in self.block_calls:
+            x = block(x, starts)
+        return self.final(x)
+
     def arithmetic(self) -> torch.autocast:
         """bfloat16 matmuls where the recipe wants them; weights and their gradients stay float32."""
-        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.half)
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bfloat16_matmuls)
+
+
+def _compiled(module: nn.Module) -> Callable[..., Tensor]:
+    return torch.compile(module, dynamic=False)

@@ -1,29 +1,38 @@
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import os
 import re
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("streamlit", reason="the explorer needs the [app] extra")
 
+from small_run import make_run
 from streamlit.testing.v1 import AppTest
 
-from apps.page_samples import evidence, judge
-from apps.parts.charts import visible_cells
+from apps.page_failures import evidence, judge
+from apps.page_runs import curve_table, find_runs, story
+from apps.parts.address import CHOICES, PACKED, pack, unpack, write
 from apps.parts.checkpoints import find_checkpoints
 from apps.parts.continuing import Continuation
+from apps.parts.heatmap import HIDDEN, Side, visible_squares
+from apps.parts.heatmap import pack as pack_weights
 from apps.parts.text import plain, visible
-from shardscope import Shard
+from shardscope import Shard, ShardConfig
 from shardscope.checkpoint import checkpoint_folder, save_checkpoint
 from shardscope.failures import CARD_PROMPTS, CardPrompt
 from shardscope.generate import SamplingConfig, generate
-from shardscope.lens.views import AttentionView
 from shardscope.tokenizer import Tokenizer
+from shardscope.train.metrics import Metrics
 
 EXPLORER = Path(__file__).parents[2] / "apps" / "explorer.py"
 
@@ -35,6 +44,16 @@ def start(monkeypatch: pytest.MonkeyPatch, *folders: Path, **address: object) ->
     for name, value in {"tokens": 5, **address}.items():
         app.query_params[name] = str(value)
     return app.run()
+
+
+def open_page(monkeypatch: pytest.MonkeyPatch, name: str, *folders: Path, **address: object) -> AppTest:
+    """One of the other pages, alone."""
+    monkeypatch.setattr(sys, "argv", [str(EXPLORER), *map(str, folders)])
+    code = f"from apps import page_{name} as it\nfrom apps.parts import address\naddress.restore()\nit.page()\n"
+    page = AppTest.from_string(code, default_timeout=60)
+    for choice, value in address.items():
+        page.query_params[choice] = str(value)
+    return page.run()
 
 
 def says(app: AppTest) -> str:
@@ -76,7 +95,18 @@ def test_an_address_restores_checkpoint_prompt_layer_head_and_seed(
 
 
 def test_an_address_with_nonsense_opens_the_defaults(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> None:
-    app = start(monkeypatch, tiny_checkpoint, prompt="Once", layer="first", head=99, seed=-5, top_p="nan", measure="<b>", query="x")
+    app = start(
+        monkeypatch,
+        tiny_checkpoint,
+        prompt="Once",
+        layer="first",
+        head=99,
+        seed=-5,
+        top_p="nan",
+        measure="<b>",
+        query="x",
+        rectangle="1-2",
+    )
     assert not app.exception
     assert "Layer 0 · sliding, window 8 · head 3" in says(app)
 
@@ -179,22 +209,22 @@ def test_a_prompt_that_fills_the_context_is_shown_without_a_continuation(
     assert "The prompt fills the whole context." in says(app)
 
 
+def test_a_prompt_alone_is_read_when_no_new_token_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path
+) -> None:
+    app = start(monkeypatch, tiny_checkpoint, prompt="Once upon", tokens=0)
+    assert not app.exception
+    assert not app.code[:-1]
+    assert "then 0 new ones" in says(app)
+    page = open_page(monkeypatch, "tokens", tiny_checkpoint, prompt="Once upon", tokens=0, ablate="1.2")
+    assert not page.exception
+    assert "The prediction moves by" in says(page)
+
+
 def test_samples_are_the_cards_six_prompts_each_with_its_flag(
     monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [str(EXPLORER), str(tiny_checkpoint)])
-    page = AppTest.from_string(
-        """
-        from apps import page_samples
-        from apps.parts import address
-
-        address.restore()
-        page_samples.page()
-        """,
-        default_timeout=60,
-    )
-    page.query_params["sample_tokens"] = "24"
-    page.run()
+    page = open_page(monkeypatch, "failures", tiny_checkpoint, sample_tokens=24)
     assert not page.exception
     count, *flags = [element.value for element in page.markdown if "-badge[" in element.value]
     assert len(flags) == len(CARD_PROMPTS)
@@ -230,13 +260,172 @@ def test_control_characters_are_written_out_and_letters_kept() -> None:
 
 
 def test_a_map_sends_only_the_squares_that_its_head_can_see() -> None:
-    window = 3
-    weights = np.tri(6, dtype=np.float32) / np.arange(1, 7)[:, None]
-    for view in (
-        AttentionView(0, 0, "global", None, 6, 1, weights),
-        AttentionView(0, 0, "sliding", window, 6, 1, weights),
-    ):
-        squares = {(int(q), int(k)) for q, k in visible_cells(view)[["q", "k"]].to_numpy()}
-        reach = view.window or 6
-        assert squares == {(q, k) for q in range(6) for k in range(6) if 0 <= q - k < reach}
-    assert visible_cells(view)["w"].max() == 65535
+    for window, cell in ((None, 1), (3, 1), (None, 2), (3, 2)):
+        side = Side("", 0, 7, cell)
+        squares = {(int(q), int(k)) for q, k in np.argwhere(visible_squares(side, side, window, distance=False))}
+        pairs = {(q, k) for q in range(7) for k in range(q + 1) if window is None or q - k < window}
+        assert squares == {(q // cell, k // cell) for q, k in pairs}
+    band = visible_squares(Side("", 0, 5), Side("", 0, 3), 3, distance=True)
+    assert band.sum(axis=1).tolist() == [1, 2, 3, 3, 3]
+
+
+def test_a_weight_survives_the_way_to_the_browser() -> None:
+    weights = np.linspace(0, 1, 4001).reshape(1, -1).astype(np.float32)
+    seen = np.ones_like(weights, dtype=bool)
+    seen[0, 7] = False
+    sent = np.frombuffer(zlib.decompress(base64.b64decode(pack_weights(weights, seen))), dtype="<u2")
+    assert sent[7] == HIDDEN
+    back = (np.delete(sent, 7) / (HIDDEN - 1)) ** 2
+    np.testing.assert_allclose(back, np.delete(weights, 7), atol=2e-5)
+
+
+@pytest.mark.parametrize("prompt", ["a" * 50_000, "שלום <script>\ud800\x00" * 400, PACKED + "not packed"])
+def test_a_long_prompt_is_packed_into_the_address_and_comes_back(prompt: str) -> None:
+    assert len(pack(prompt)) < len(prompt) or len(prompt) < 100
+    assert unpack(pack(prompt)) == prompt
+
+
+@pytest.mark.parametrize("text", [PACKED, PACKED + "@@@@", PACKED + "AAAA"])
+def test_a_damaged_packed_prompt_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        unpack(text)
+
+
+def test_a_packed_prompt_cannot_unfold_without_end() -> None:
+    with pytest.raises(ValueError, match="longer than any context"):
+        unpack(pack("a" * 20_000_000))
+
+
+def test_every_choice_that_an_address_holds_is_read_back_as_it_was_written() -> None:
+    for name, value in {"rectangle": (1, 20, 3, 40), "ablate": ((3, 1), (0, 2)), "runs": ["a b", "c"]}.items():
+        assert CHOICES[name][1](write(value)) == value
+
+
+def test_an_address_made_with_other_weights_says_so(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> None:
+    app = start(monkeypatch, tiny_checkpoint, prompt="Once", checkpoint="tiny", weights="0123456789ab")
+    assert not app.exception
+    assert "made with other weights" in app.warning[0].value
+
+
+def test_a_checkpoint_that_was_renamed_is_found_by_its_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: Shard, tiny_tokenizer: Tokenizer
+) -> None:
+    for name in ("before", "newest"):
+        save_checkpoint(tmp_path / name, tiny_model, tokenizer=tiny_tokenizer)
+        with torch.no_grad():
+            tiny_model.embed.W_E.mul_(1.5)
+    weights = hashlib.sha256((tmp_path / "before" / "model.safetensors").read_bytes()).hexdigest()[:12]
+    (tmp_path / "before").rename(tmp_path / "after")
+    app = start(monkeypatch, tmp_path, prompt="Once", checkpoint=f"{tmp_path.name}/before", weights=weights)
+    assert not app.warning
+    assert app.selectbox(key="checkpoint").value == f"{tmp_path.name}/after"
+
+
+def test_a_rectangle_past_the_text_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> None:
+    app = start(monkeypatch, tiny_checkpoint, prompt="Once", rectangle="50-60,0-10")
+    assert not app.exception
+    assert "does not reach as far as the rectangle" in app.warning[0].value
+
+
+def test_a_hundred_thousand_tokens_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> None:
+    app = start(monkeypatch, tiny_checkpoint, prompt="Once")
+    app.text_area(key="prompt").set_value("ab " * 100_000)
+    app.button[0].click().run()
+    assert not app.exception
+    assert "this model\\'s context holds 64" in app.error[0].value
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path, tiny_config: ShardConfig, tiny_tokenizer: Tokenizer) -> Path:
+    return make_run(tmp_path / "runs" / "tiny-run", tiny_config, tiny_tokenizer)
+
+
+@pytest.mark.parametrize("name", ["tokens", "heads", "runs"])
+def test_every_page_opens_and_shows_what_its_address_says(
+    monkeypatch: pytest.MonkeyPatch, tiny_run: Path, name: str
+) -> None:
+    page = open_page(monkeypatch, name, tiny_run.parent, prompt="Once upon a time", tokens=4, seed=2, by="sink")
+    assert not page.exception
+    assert not page.error
+    assert page.query_params["seed"] == "2"
+
+
+@pytest.mark.parametrize("prompt", ["", "<script>alert(1)</script>", "\x00\u202e", "z" * 400])
+@pytest.mark.parametrize("name", ["tokens", "heads"])
+def test_any_prompt_gives_a_page_or_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, name: str, prompt: str
+) -> None:
+    page = open_page(monkeypatch, name, tiny_checkpoint, prompt=prompt, tokens=2)
+    assert not page.exception
+    assert len(page.error) + len(page.info) == (prompt == "" or len(prompt) == 400)
+
+
+def test_heads_that_a_model_does_not_have_are_left_out(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> None:
+    page = open_page(monkeypatch, "tokens", tiny_checkpoint, prompt="Once", tokens=2, ablate="9.9 1.2", target=10**6)
+    assert not page.exception
+    assert page.session_state["ablate"] == ((1, 2),)
+    page = open_page(monkeypatch, "heads", tiny_checkpoint, prompt="Once", tokens=2, heads="9.9", by="beauty")
+    assert not page.exception
+
+
+def test_a_run_whose_recipe_is_broken_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tiny_run: Path) -> None:
+    (tiny_run / "recipe.json").write_text('{"name": "x"}')
+    page = open_page(monkeypatch, "runs", tiny_run.parent)
+    assert not page.exception
+    assert page.error[0].value.startswith("Its recipe cannot be read: ")
+
+
+def test_an_explorer_without_runs_says_how_to_make_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = open_page(monkeypatch, "runs", tmp_path)
+    assert "There is no run under" in page.info[0].value
+
+
+def test_a_run_outside_the_start_folders_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tiny_run: Path, tiny_config: ShardConfig, tiny_tokenizer: Tokenizer
+) -> None:
+    inside = make_run(tiny_run.parents[1] / "inside" / "mine", tiny_config, tiny_tokenizer)
+    (inside.parent / "link").symlink_to(tiny_run)
+    page = open_page(monkeypatch, "runs", inside.parent, runs="tiny-run|../runs/tiny-run")
+    assert page.multiselect(key="runs").options == ["mine"]
+    assert "not among those" in page.warning[0].value
+
+
+def test_a_fork_continues_where_its_run_had_come_to(tiny_run: Path, tiny_tokenizer: Tokenizer) -> None:
+    recipe = {
+        **json.loads((tiny_run / "recipe.json").read_text()),
+        "name": "fork",
+        "phase": "anneal",
+        "model": None,
+        "start_from": str(tiny_run),
+    }
+    fork = tiny_run.parent / "fork"
+    metrics = Metrics(fork)
+    (fork / "recipe.json").write_text(json.dumps(recipe))
+    metrics.write("event", 0, event="start", started_from=str(checkpoint_folder(tiny_run, 20)))
+    metrics.write("train", 10, cross_entropy=4.0)
+    metrics.close()
+    runs = find_runs([tiny_run.parent])
+    table = curve_table(list(runs.values()), "cross_entropy")
+    assert sorted(zip(table["run"], table["step"], strict=True)) == [("fork", 30), ("tiny-run", 10), ("tiny-run", 20)]
+    assert "forks from **tiny\\-run** at step 20" in story(runs["fork"], runs)
+    assert "Forked by **fork**" in story(runs["tiny-run"], runs)
+
+
+def test_a_long_curve_keeps_its_last_point_and_is_thinned(tmp_path: Path, tiny_run: Path) -> None:
+    metrics = Metrics(tiny_run)
+    for step in range(30, 5030):
+        metrics.write("train", step, cross_entropy=1.0)
+    metrics.close()
+    runs = list(find_runs([tiny_run.parent]).values())
+    table = curve_table(runs, "cross_entropy")
+    assert 300 < len(table) <= 600
+    assert table["step"].max() == 5029
+    assert len(curve_table(runs, "cross_entropy", most=0)) == 5002
+
+
+def test_every_page_is_pictured_in_the_docs() -> None:
+    docs = EXPLORER.parents[1] / "docs"
+    named = re.findall(r"images/[a-z]+\.png", (docs / "explorer.md").read_text())
+    assert {f"images/{page}.png" for page in ("attention", "tokens", "heads", "runs", "failures")} <= set(named)
+    for image in [*named, "images/explorer.png"]:
+        assert 0 < (docs / image).stat().st_size <= 300_000

@@ -96,6 +96,19 @@ def test_unequal_prompts_in_one_batch_give_what_each_gives_alone(tiny_model: Sha
     torch.testing.assert_close(torch.stack(found, dim=1), expected, **CLOSE)
 
 
+def test_rows_of_unlike_lengths_are_read_in_groups_without_much_padding(tiny_model: Shard) -> None:
+    lengths = [8] * 12 + [1] * 60 + [5] * 16
+    decoder = Decoder(tiny_model, len(lengths), 16)
+    pieces = list(decoder.feed([tokens_of(length, seed=row) for row, length in enumerate(lengths)]))
+    assert sorted(row for piece in pieces for row in piece.rows) == list(range(len(lengths)))
+    assert [sum(piece.counts) for piece in pieces] == [60, 80, 96]
+    for piece in pieces:
+        for index, row in enumerate(piece.rows):
+            assert piece.counts[index] == lengths[row]
+            expected = tiny_model.hidden(torch.tensor([tokens_of(lengths[row], seed=row)]))[0, -1]
+            torch.testing.assert_close(piece.hidden[index, piece.counts[index] - 1], expected, **CLOSE)
+
+
 def test_dropping_sequences_leaves_the_others_as_they_were(tiny_model: Shard) -> None:
     prompts = [tokens_of(length, seed=length) for length in (5, 20, 11)]
     decoder = Decoder(tiny_model, 3, 40)

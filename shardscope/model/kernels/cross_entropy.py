@@ -81,7 +81,7 @@ def logits_to_gradient(
     z_loss: float,
     ignore_index: int,
 ) -> Float[Tensor, "2 row"]:
-    """Overwrites contiguous `logits`; returns every row's cross-entropy and logsumexp², 0 for rows that do not count."""
+    """Overwrites contiguous `logits`; returns each row's cross-entropy and logsumexp², 0 where a row does not count."""
     n_rows, vocab = logits.shape
     rows_out = torch.empty(2, n_rows, device=logits.device)
     block = min(triton.next_power_of_2(vocab), _LARGEST_BLOCK)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 QKV = Float[Tensor, "batch pos head d_head"]
+LogSumExp = Float[Tensor, "batch head pos"]
 
 
 @functools.cache
@@ -29,65 +30,27 @@ def available() -> bool:
     return bool(cudnn.backend_version() >= 90200)
 
 
-def windowed_attention(q: QKV, k: QKV, v: QKV, window: int | None) -> QKV:
-    """Query i sees keys max(0, i - window + 1) … i; None: all keys up to i. bfloat16 or float16 on CUDA, any strides.
+def forward(q: QKV, k: QKV, v: QKV, window: int) -> tuple[QKV, LogSumExp]:
+    """The contiguous output, and each row's natural logsumexp. bfloat16 or float16, any strides with the last 1.
 
-    The output is contiguous. Scores are scaled by d_head ** -0.5.
+    Query i sees keys max(0, i - window + 1) … i; window 0: all keys up to i. Scores are scaled by d_head ** -0.5.
     """
-    z, _ = _forward(q, k, v, window or 0)
-    return z
-
-
-@torch.library.custom_op("shardscope::cudnn_attention", mutates_args=())
-def _forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
     batch, pos, head, _ = q.shape
     z = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    logsumexp = torch.empty(batch, head, pos, 1, dtype=torch.float32, device=q.device)
+    logsumexp = torch.empty(batch, head, pos, dtype=torch.float32, device=q.device)
     graph, names = _forward_graph(tuple(q.shape), q.stride(), k.stride(), v.stride(), q.dtype, window, q.device)
     _run(graph, names, {"q": q, "k": k, "v": v, "z": z, "logsumexp": logsumexp})
     return z, logsumexp
 
 
-@torch.library.custom_op("shardscope::cudnn_attention_backward", mutates_args=())
-def _backward(
-    dz: Tensor, q: Tensor, k: Tensor, v: Tensor, z: Tensor, logsumexp: Tensor, window: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(dz: QKV, q: QKV, k: QKV, v: QKV, z: QKV, logsumexp: LogSumExp, window: int) -> tuple[QKV, QKV, QKV]:
+    """Gradients of q, k and v, contiguous, from what `forward` took and gave."""
     dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
-    graph, names = _backward_graph(
-        tuple(q.shape), q.stride(), k.stride(), v.stride(), dz.stride(), q.dtype, window, q.device
-    )
-    _run(
-        graph,
-        names,
-        {"q": q, "k": k, "v": v, "z": z, "dz": dz, "logsumexp": logsumexp, "dq": dq, "dk": dk, "dv": dv},
-    )
+    strides = (q.stride(), k.stride(), v.stride(), dz.stride())
+    graph, names = _backward_graph(tuple(q.shape), *strides, q.dtype, window, q.device)
+    tensors = {"q": q, "k": k, "v": v, "z": z, "dz": dz, "logsumexp": logsumexp, "dq": dq, "dk": dk, "dv": dv}
+    _run(graph, names, tensors)
     return dq, dk, dv
-
-
-@_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    batch, pos, head, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty(batch, head, pos, 1, dtype=torch.float32)
-
-
-@_backward.register_fake
-def _(
-    dz: Tensor, q: Tensor, k: Tensor, v: Tensor, z: Tensor, logsumexp: Tensor, window: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.window = inputs
-    ctx.save_for_backward(q, k, v, *output)
-
-
-def _gradient(ctx: Any, dz: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    q, k, v, z, logsumexp = ctx.saved_tensors
-    return *_backward(dz if dz.stride(-1) == 1 else dz.contiguous(), q, k, v, z, logsumexp, ctx.window), None
-
-
-_forward.register_autograd(_gradient, setup_context=_save)
 
 
 # ------------------------------------------------------------------------------------------- cuDNN's graphs
@@ -126,7 +89,7 @@ def _by_head(shape: tuple[int, ...], stride: tuple[int, ...]) -> dict[str, list[
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    batch, pos, head, d_head = shape
+    _, pos, head, d_head = shape
     return (pos * head * d_head, head * d_head, d_head, 1)
 
 
@@ -175,8 +138,8 @@ def _forward_graph(
 
 @functools.cache
 def _backward_graph(
-    shape: tuple[int, ...], q_stride: Any, k_stride: Any, v_stride: Any, dz_stride: Any, dtype: torch.dtype, window: int,
-    device: torch.device,
+    shape: tuple[int, ...], q_stride: Any, k_stride: Any, v_stride: Any, dz_stride: Any, dtype: torch.dtype,
+    window: int, device: torch.device,
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     import cudnn
 

@@ -10,7 +10,7 @@ Softmax runs in base 2: scores are multiplied by scale * log2(e), `logsumexp` is
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -36,23 +36,6 @@ class Blocks(NamedTuple):
 FORWARD = Blocks(query=128, key=64, warps=4, stages=3)
 BACKWARD_KEYS = Blocks(query=64, key=128, warps=8, stages=2)
 BACKWARD_QUERIES = Blocks(query=128, key=64, warps=8, stages=2)
-
-
-def flash_attention(
-    q: QKV, k: QKV, v: QKV, window: int | None = None, document_start: Starts | None = None
-) -> Float[Tensor, "batch pos head d_head"]:
-    """softmax(q kᵀ / sqrt(d_head)) v over the visible keys, contiguous, in the dtype of q; accumulation is in float32.
-
-    d_head is 16, 32, 64 or 128; inputs may have any strides as long as the last is 1.
-    Raises ValueError for another d_head.
-    """
-    if q.shape[-1] not in (16, 32, 64, 128):
-        raise ValueError(f"the flash kernel takes heads of 16, 32, 64 or 128 channels, not {q.shape[-1]}")
-    if window is not None and window >= q.shape[1]:
-        window = None
-    starts = None if document_start is None else document_start.to(torch.int32).contiguous()
-    z, _ = _forward(q, k, v, starts, window or 0)
-    return z
 
 
 # ------------------------------------------------------------------------------------------------- what is seen
@@ -367,11 +350,10 @@ def _gather_queries(
     return dq
 
 
-# ------------------------------------------------------------------------------------- the operator PyTorch sees
+# ------------------------------------------------------------------------------------------------- launching
 
 
-@torch.library.custom_op("shardscope::flash_attention", mutates_args=())
-def _forward(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, window: int) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, window: int) -> tuple[Tensor, Tensor]:
     batch, pos, head, d_head = q.shape
     z = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     logsumexp = torch.empty(batch, head, pos, dtype=torch.float32, device=q.device)
@@ -384,8 +366,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, window: int
     return z, logsumexp
 
 
-@torch.library.custom_op("shardscope::flash_attention_backward", mutates_args=())
-def _backward(
+def backward(
     dz: Tensor, q: Tensor, k: Tensor, v: Tensor, z: Tensor, logsumexp: Tensor, starts: Tensor | None, window: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, pos, head, d_head = q.shape
@@ -420,30 +401,3 @@ def document_ends(starts: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
     # The next beginning strictly after each position: a running minimum from the right, moved by one.
     after = begins.flip(1).cummin(dim=1).values.flip(1)
     return torch.cat([after[:, 1:], torch.full_like(after[:, :1], pos)], dim=1).contiguous()
-
-
-@_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, window: int) -> tuple[Tensor, Tensor]:
-    batch, pos, head, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty(batch, head, pos, dtype=torch.float32)
-
-
-@_backward.register_fake
-def _(
-    dz: Tensor, q: Tensor, k: Tensor, v: Tensor, z: Tensor, logsumexp: Tensor, starts: Tensor | None, window: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, starts, ctx.window = inputs
-    ctx.save_for_backward(q, k, v, starts, *output)
-
-
-def _gradient(ctx: Any, dz: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, starts, z, logsumexp = ctx.saved_tensors
-    dz = dz if dz.stride(-1) == 1 else dz.contiguous()
-    return *_backward(dz, q, k, v, z, logsumexp, starts, ctx.window), None, None
-
-
-_forward.register_autograd(_gradient, setup_context=_save)

@@ -23,6 +23,7 @@ Residual = Float[Tensor, "batch pos d_model"]
 
 VALUE, GRADIENT = torch.float8_e4m3fn, torch.float8_e5m2
 _LARGEST = {VALUE: 448.0, GRADIENT: 57344.0}
+_MANTISSA = {VALUE: 3, GRADIENT: 2}
 
 # Scales. Normalised inputs are of order 1, weights of order 1 / sqrt(d_model), products of SwiGLU of order 1; the
 # gradient of a mean over n positions is of order 1 / n.
@@ -52,8 +53,24 @@ def fp8_mlp(
 
 
 @triton.jit
-def _store_both(rounded, out, out_row, turned, turned_row, row, column, inside):
-    """Write a tile as it is and transposed."""
+def _rounded(x, largest, mantissa: tl.constexpr):
+    """The bytes of x as an 8-bit float with that many bits of mantissa (3: e4m3, 2: e5m2), clamped, ties to even.
+
+    Done on the bits of the float32: a tile that the hardware has rounded comes out garbled when it is stored both
+    as it is and transposed (triton-lang/triton#11111, ptxas 12.9). A factor of 2^-120 or 2^-112 takes a value's
+    exponent to where the 8-bit one has its own, subnormal numbers included; what is left is to cut off the mantissa.
+    """
+    dropped: tl.constexpr = 23 - mantissa
+    shift: tl.constexpr = 7.52316384526264e-37 if mantissa == 3 else 1.925929944387236e-34
+    magnitude = (tl.minimum(tl.abs(x), largest) * shift).to(tl.int32, bitcast=True)
+    magnitude = (magnitude + ((1 << (dropped - 1)) - 1) + ((magnitude >> dropped) & 1)) >> dropped
+    return tl.where(x < 0, magnitude | 128, magnitude).to(tl.uint8)
+
+
+@triton.jit
+def _store_both(x, largest, mantissa: tl.constexpr, out, out_row, turned, turned_row, row, column, inside):
+    """Round a tile and write it as it is and transposed."""
+    rounded = _rounded(x, largest, mantissa)
     tl.store(out + row[:, None].to(tl.int64) * out_row + column[None, :], rounded, mask=inside)
     tl.store(
         turned + column[:, None].to(tl.int64) * turned_row + row[None, :], tl.trans(rounded), mask=tl.trans(inside)
@@ -62,21 +79,21 @@ def _store_both(rounded, out, out_row, turned, turned_row, row, column, inside):
 
 @triton.jit
 def _round_kernel(
-    x_ptr, out, turned, x_row, out_row, turned_row, rows, columns, scale, largest,
+    x_ptr, out, turned, x_row, out_row, turned_row, rows, columns, scale, largest, mantissa: tl.constexpr,
     tile_rows: tl.constexpr, tile_columns: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
     column = tl.program_id(1) * tile_columns + tl.arange(0, tile_columns)
     inside = (row[:, None] < rows) & (column[None, :] < columns)
     x = tl.load(x_ptr + row[:, None].to(tl.int64) * x_row + column[None, :], mask=inside, other=0.0).to(tl.float32)
-    rounded = tl.clamp(x * scale, -largest, largest).to(out.dtype.element_ty)
-    _store_both(rounded, out, out_row, turned, turned_row, row, column, inside)
+    _store_both(x * scale, largest, mantissa, out, out_row, turned, turned_row, row, column, inside)
 
 
 @triton.jit
 def _swiglu_kernel(
-    pre_ptr, out, turned, rows, d_mlp, scale, largest, tile_rows: tl.constexpr, tile_columns: tl.constexpr
-):
+    pre_ptr, out, turned, rows, d_mlp, scale, largest, mantissa: tl.constexpr,
+    tile_rows: tl.constexpr, tile_columns: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
     column = tl.program_id(1) * tile_columns + tl.arange(0, tile_columns)
     inside = (row[:, None] < rows) & (column[None, :] < d_mlp)
@@ -84,14 +101,14 @@ def _swiglu_kernel(
     gate = tl.load(pre, mask=inside, other=0.0).to(tl.float32)
     linear = tl.load(pre + d_mlp, mask=inside, other=0.0).to(tl.float32)
     post = gate * tl.sigmoid(gate) * linear
-    rounded = tl.clamp(post * scale, -largest, largest).to(out.dtype.element_ty)
-    _store_both(rounded, out, d_mlp, turned, rows, row, column, inside)
+    _store_both(post * scale, largest, mantissa, out, d_mlp, turned, rows, row, column, inside)
 
 
 @triton.jit
 def _swiglu_gradient_kernel(
-    pre_ptr, dpost_ptr, out, turned, rows, d_mlp, scale, largest, tile_rows: tl.constexpr, tile_columns: tl.constexpr
-):
+    pre_ptr, dpost_ptr, out, turned, rows, d_mlp, scale, largest, mantissa: tl.constexpr,
+    tile_rows: tl.constexpr, tile_columns: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
     column = tl.program_id(1) * tile_columns + tl.arange(0, tile_columns)
     inside = (row[:, None] < rows) & (column[None, :] < d_mlp)
@@ -103,15 +120,26 @@ def _swiglu_gradient_kernel(
     sigmoid = tl.sigmoid(gate)
     dlinear = dpost * gate * sigmoid
     dgate = dpost * linear * sigmoid * (1 + gate * (1 - sigmoid))
-    dtype = out.dtype.element_ty
-    _store_both(tl.clamp(dgate, -largest, largest).to(dtype), out, 2 * d_mlp, turned, rows, row, column, inside)
+    _store_both(dgate, largest, mantissa, out, 2 * d_mlp, turned, rows, row, column, inside)
     _store_both(
-        tl.clamp(dlinear, -largest, largest).to(dtype), out + d_mlp, 2 * d_mlp,
-        turned + d_mlp.to(tl.int64) * rows, rows, row, column, inside,
-    )  # fmt: skip
+        dlinear,
+        largest,
+        mantissa,
+        out + d_mlp,
+        2 * d_mlp,
+        turned + d_mlp.to(tl.int64) * rows,
+        rows,
+        row,
+        column,
+        inside,
+    )
 
 
 TILE = {"tile_rows": 64, "tile_columns": 64, "num_warps": 4}
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.view(torch.uint8)
 
 
 def _grid(rows: int, columns: int) -> tuple[int, int]:
@@ -125,15 +153,18 @@ def round_both(
     rows, columns = x.shape
     out, turned = x.new_empty(rows, columns, dtype=dtype), x.new_empty(columns, rows, dtype=dtype)
     _round_kernel[_grid(rows, columns)](
-        x, out, turned, x.stride(0), columns, rows, rows, columns, scale, _LARGEST[dtype], **TILE
-    )
+        x, _bytes(out), _bytes(turned), x.stride(0), columns, rows, rows, columns, scale, _LARGEST[dtype],
+        _MANTISSA[dtype], **TILE,
+    )  # fmt: skip
     return out, turned
 
 
 def _swiglu(pre: Tensor) -> tuple[Tensor, Tensor]:
     rows, d_mlp = pre.shape[0], pre.shape[1] // 2
     post, turned = pre.new_empty(rows, d_mlp, dtype=VALUE), pre.new_empty(d_mlp, rows, dtype=VALUE)
-    _swiglu_kernel[_grid(rows, d_mlp)](pre, post, turned, rows, d_mlp, PRODUCT, _LARGEST[VALUE], **TILE)
+    _swiglu_kernel[_grid(rows, d_mlp)](
+        pre, _bytes(post), _bytes(turned), rows, d_mlp, PRODUCT, _LARGEST[VALUE], _MANTISSA[VALUE], **TILE
+    )
     return post, turned
 
 
@@ -141,7 +172,7 @@ def _swiglu_gradient(pre: Tensor, dpost: Tensor, scale: float) -> tuple[Tensor, 
     rows, d_mlp = dpost.shape
     dpre, turned = pre.new_empty(pre.shape, dtype=GRADIENT), pre.new_empty(2 * d_mlp, rows, dtype=GRADIENT)
     _swiglu_gradient_kernel[_grid(rows, d_mlp)](
-        pre, dpost, dpre, turned, rows, d_mlp, scale, _LARGEST[GRADIENT], **TILE
+        pre, dpost, _bytes(dpre), _bytes(turned), rows, d_mlp, scale, _LARGEST[GRADIENT], _MANTISSA[GRADIENT], **TILE
     )
     return dpre, turned
 
@@ -155,7 +186,11 @@ def _product(a: Tensor, b_turned: Tensor, scale: float, dtype: torch.dtype, exac
     return torch._scaled_mm(a, b_turned.T, scale_a=one / scale, scale_b=one, out_dtype=dtype, use_fast_accum=not exact)
 
 
-@torch.library.custom_op("shardscope::fp8_mlp", mutates_args=())
+@torch.library.custom_op(
+    "shardscope::fp8_mlp",
+    mutates_args=(),
+    schema="(Tensor x, Tensor W_gate, Tensor W_in, Tensor W_out) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 def _forward(
     x: Tensor, W_gate: Tensor, W_in: Tensor, W_out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -168,7 +203,12 @@ def _forward(
     return y, pre, x8_turned, post8_turned, W_pre8, W_out8
 
 
-@torch.library.custom_op("shardscope::fp8_mlp_backward", mutates_args=())
+@torch.library.custom_op(
+    "shardscope::fp8_mlp_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor pre, Tensor x8_turned, Tensor post8_turned, Tensor W_pre8, Tensor W_out8)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
 def _backward(
     dy: Tensor, pre: Tensor, x8_turned: Tensor, post8_turned: Tensor, W_pre8: Tensor, W_out8: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -211,6 +251,8 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    # Otherwise zeros would be written as the gradients of the outputs that only the backward pass reads.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
 
 

@@ -1,21 +1,25 @@
-"""Samples: the model card's six prompts, continued live, each with what is wrong with it and where."""
+"""Failures: the model card's six prompts, continued live, each with what is wrong with it and where."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import altair as alt
+import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from apps.parts import address
-from apps.parts.checkpoints import Opened, pick_checkpoint
+from apps.parts import address, share
+from apps.parts.checkpoints import Opened, pick_checkpoint, run_of
 from apps.parts.continuing import Continuation, continue_prompts, sampling_controls
+from apps.parts.heads import OKABE_ITO
 from apps.parts.text import visible
 from apps.parts.tokens import marked_text
 from shardscope.failures import CARD_PROMPTS, CardPrompt, Labels, describe, label
 from shardscope.failures.labels import token_pieces
 from shardscope.generate import SamplingConfig
 from shardscope.tokenizer import Tokenizer
+from shardscope.train.metrics import read_metrics
 
 COLORS = {"clean": "green", "loop": "orange", "breakdown": "red"}
 STOPS = {"eos": "ended by the model", "length": "cut at the limit", "context": "the context is full", "stop": "stopped"}
@@ -26,11 +30,13 @@ def page() -> None:
     if opened is None:
         return
     with st.form("sample", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
-        sampling = sampling_controls("sample_tokens")
+        sampling = sampling_controls("sample_tokens", fewest=1)
         st.form_submit_button("Sample", type="primary")
         st.form_submit_button("Next seed", on_click=next_seed)
+    assert sampling is not None, "at least one token is sampled"
     address.publish()
     draw_samples(opened, sampling)
+    draw_probes(opened)
 
 
 def next_seed() -> None:
@@ -62,6 +68,63 @@ def draw_samples(opened: Opened, sampling: SamplingConfig) -> None:
     for row, (prompt, sample, labels) in enumerate(zip(CARD_PROMPTS, samples, judged, strict=True)):
         with boxes[row].container():
             draw_sample(row, prompt, sample, labels, tokenizer)
+    with st.container(horizontal=True):
+        share.notebook_cell(samples_cell(opened, sampling), "samples")
+        name = f"shardscope-{opened.weights}-samples.csv"
+        share.csv_button("Samples", lambda: sample_table(samples, judged), name, "samples")
+
+
+def sample_table(samples: Sequence[Continuation], judged: Sequence[Labels]) -> pd.DataFrame:
+    """A line for each of the six prompts."""
+    rows = zip(CARD_PROMPTS, samples, judged, strict=True)
+    return pd.DataFrame(
+        [
+            {
+                "prompt": p.text,
+                "output": s.text,
+                "failure": labels.summary,
+                "flags": describe(labels),
+                "tokens": len(s.ids),
+            }
+            for p, s, labels in rows
+        ]
+    )
+
+
+def samples_cell(opened: Opened, sampling: SamplingConfig) -> str:
+    """A cell that samples and labels the six prompts again."""
+    choices = f"temperature={sampling.temperature}, top_p={sampling.top_p}, seed={sampling.seed}"
+    return share.loading(opened) + (
+        "from shardscope.failures import describe, sample_card\n\n"
+        f"samples = sample_card(model, max_new_tokens={sampling.max_new_tokens}, {choices})\n"
+        "[(sample.prompt.text, sample.generation.text, describe(sample.labels)) for sample in samples]\n"
+    )
+
+
+def draw_probes(opened: Opened) -> None:
+    """What training itself sampled from the same prompts, as the run went on."""
+    run = run_of(opened)
+    samples = read_metrics(run, "sample") if run else []
+    st.subheader("While it was trained", anchor=False)
+    if not samples:
+        st.caption("Its training logged no samples; `train.sample_every` makes it do so.")
+        return
+    table = pd.DataFrame(samples)[["step", "prompt", "output", "failure"]]
+    counts = table.groupby(["step", "failure"]).size().reset_index(name="samples")
+    bars = (
+        alt.Chart(counts)
+        .mark_bar()
+        .encode(
+            x=alt.X("step:O"),
+            y=alt.Y("samples:Q", axis=alt.Axis(tickMinStep=1)),
+            color=alt.Color("failure:N", scale=alt.Scale(range=OKABE_ITO)),
+            tooltip=["step", "failure", "samples"],
+        )
+    )
+    left, right = st.columns([2, 3], gap="medium")
+    left.altair_chart(bars.properties(height=280), width="stretch")
+    shown = table.assign(prompt=table["prompt"].map(visible), output=table["output"].map(visible))
+    right.dataframe(shown.iloc[::-1], hide_index=True, height=280)
 
 
 def cards(number: int) -> list[DeltaGenerator]:

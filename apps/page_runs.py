@@ -1,0 +1,254 @@
+"""Runs: the curves of every run in the start folders, live while one trains, and what each run plans and forks from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import time
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from apps.parts import address, share
+from apps.parts.checkpoints import MAKE_ONE, below, start_folders
+from apps.parts.heads import OKABE_ITO
+from apps.parts.text import plain
+from shardscope.checkpoint import read_json
+from shardscope.config import ConfigError, Recipe
+from shardscope.train.metrics import FILE, read_metrics
+from shardscope.train.run import RECIPE, run_status
+from shardscope.train.schedule import decay_start, lr_factor
+
+LOOK_EVERY = 2.0  # seconds
+LIVE = 120.0  # seconds without a line after which a run is no longer called running
+MOST_POINTS = 600  # of a curve
+CURVES = {
+    "cross_entropy": ("train", "training cross-entropy, nats a token"),
+    "bits_per_byte": ("eval", "held-out bits per byte"),
+    "held_out_loss": ("eval", "held-out loss, nats a token"),
+    "lr": ("train", "learning rate"),
+    "grad_norm": ("train", "gradient norm"),
+    "z": ("train", "logsumexp² of the logits (what the z-loss weighs)"),
+    "tokens_per_second": ("train", "tokens a second"),
+    "smallest_ratio": ("sentinel", "smallest over largest singular value, worst matrix"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and what its recipe says; `problem` is why the recipe cannot be read."""
+
+    name: str
+    folder: Path
+    recipe: Recipe | None
+    problem: str = ""
+
+
+def page() -> None:
+    runs = find_runs(start_folders())
+    if not runs:
+        st.info(f"There is no run under {plain(', '.join(map(str, start_folders())))} yet: {MAKE_ONE}.")
+        return address.publish()
+    names = list(runs)
+    known = [name for name in st.session_state.runs if name in runs]
+    if len(known) < len(st.session_state.runs):
+        st.warning("A run that the address names is not among those that this explorer was started with.")
+    st.session_state.runs = known or names[:4]
+    chosen = st.multiselect("Runs", names, key="runs")
+    address.one_of("curve", list(CURVES))
+    curve = st.selectbox("Curve", list(CURVES), key="curve", format_func=lambda name: CURVES[name][1])
+    picked = [runs[name] for name in chosen]
+    live(picked, str(curve))
+    for run in picked:
+        draw_plan(run, runs, expanded=len(picked) <= 2)
+    address.publish()
+
+
+@st.fragment(run_every=LOOK_EVERY)
+def live(runs: Sequence[Run], curve: str) -> None:
+    """The curves as they are now; looks again every two seconds."""
+    st.dataframe(pd.DataFrame([state(run) for run in runs]), hide_index=True)
+    table = curve_table(runs, curve)
+    if table.empty:
+        st.caption("Nothing of this kind has been logged yet.")
+        return
+    y = alt.Y("value:Q", title=CURVES[curve][1], scale=alt.Scale(zero=False))
+    lines = (
+        alt.Chart(table)
+        .mark_line(point=len(table) < 60)
+        .encode(
+            x=alt.X("step:Q", title="step, counted from the start of the run that it forks from"),
+            y=y,
+            color=alt.Color("run:N", scale=alt.Scale(range=OKABE_ITO)),
+            strokeDash=alt.StrokeDash("series:N", legend=None if table["series"].nunique() == 1 else alt.Legend()),
+            tooltip=["run", "series", "step", alt.Tooltip("value:Q", format=".5g")],
+        )
+    )
+    forks = [{"step": fork_step(run), "run": run.name} for run in runs if fork_step(run)]
+    layers = [lines]
+    if forks:
+        rule = alt.Chart(pd.DataFrame(forks)).mark_rule(strokeDash=[4, 4], color="#ff7f0e")
+        layers.append(rule.encode(x="step:Q", tooltip=["run", "step"]))
+    st.altair_chart(alt.layer(*layers).properties(height=380), width="stretch")
+    with st.container(horizontal=True):
+        share.notebook_cell(curve_cell(runs, curve), "curve")
+        share.csv_button("Curve", lambda: curve_table(runs, curve, most=0), f"{curve}.csv", "curve")
+
+
+def find_runs(folders: Sequence[Path]) -> dict[str, Run]:
+    """Name to run, the one that logged last first."""
+    found: dict[str, Run] = {}
+    for folder in folders:
+        for path in below(folder.resolve(), (RECIPE, FILE)):
+            name = path.name if path.name not in found else str(path)
+            try:
+                found[name] = Run(name, path, Recipe.from_dict(read_json(path / RECIPE)))
+            except ConfigError as error:
+                found[name] = Run(name, path, None, str(error))
+    return dict(sorted(found.items(), key=lambda item: -_logged_at(item[1])))
+
+
+def state(run: Run) -> dict[str, Any]:
+    """A line of the table: how far the run is, and how well it does."""
+    lines, evaluations = logged(run, "train"), logged(run, "eval")
+    events = [line["event"] for line in logged(run, "event") if line.get("event") != "skipped step"]
+    last, quiet = events[-1] if events else "no line yet", time() - _logged_at(run)
+    steps = run.recipe.schedule.steps if run.recipe else 0
+    return {
+        "run": run.name,
+        "state": last if last != "start" else "running" if quiet < LIVE else "stopped",
+        "step": f"{lines[-1]['step'] if lines else 0:,} of {steps:,}",
+        "cross-entropy": lines[-1].get("cross_entropy") if lines else None,
+        "held-out bits per byte": evaluations[-1].get("all", {}).get("bits_per_byte") if evaluations else None,
+        "tokens a second": lines[-1].get("tokens_per_second") if lines else None,
+        "seconds since its last line": round(quiet),
+    }
+
+
+def curve_table(runs: Sequence[Run], curve: str, most: int = MOST_POINTS) -> pd.DataFrame:
+    """run, series, step, value; at most `most` points of a series (0: all), the last one always."""
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        start = fork_step(run)
+        series: dict[str, list[tuple[int, float]]] = {}
+        for line in logged(run, CURVES[curve][0]):
+            for name, value in values(line, curve).items():
+                series.setdefault(name, []).append((start + int(line["step"]), value))
+        for name, points in series.items():
+            every = -(-len(points) // most) if most else 1
+            rows += [
+                {"run": run.name, "series": name, "step": step, "value": value}
+                for step, value in points[:: -max(every, 1)][::-1]
+            ]
+    return pd.DataFrame(rows, columns=["run", "series", "step", "value"])
+
+
+def curve_cell(runs: Sequence[Run], curve: str) -> str:
+    """A cell that reads the lines behind the curve."""
+    folders = ", ".join(repr(str(share.relative(run.folder))) for run in runs)
+    return (
+        "from pathlib import Path\n\nfrom shardscope.train.metrics import read_metrics\n\n"
+        f'lines = {{run: read_metrics(Path(run), "{CURVES[curve][0]}") for run in [{folders}]}}\n'
+        f"{{run: [(line['step'], line) for line in found] for run, found in lines.items()}}  # {CURVES[curve][1]}\n"
+    )
+
+
+def values(line: Mapping[str, Any], curve: str) -> dict[str, float]:
+    """What a line of metrics.jsonl says of a curve: one value, or one for each held-out source."""
+    if line["kind"] == "eval":
+        field = {"bits_per_byte": "bits_per_byte", "held_out_loss": "loss"}[curve]
+        return {name: float(scores[field]) for name, scores in line.items() if isinstance(scores, Mapping)}
+    if line["kind"] == "sentinel":
+        ratios = [low / high for low, high in line["matrices"].values() if high]
+        return {"worst matrix": min(ratios)} if ratios else {}
+    value = line.get(curve)
+    return {"training": float(value)} if isinstance(value, (int, float)) and np.isfinite(value) else {}
+
+
+def fork_step(run: Run) -> int:
+    """The step of the checkpoint that the run began from; 0 for a run from nothing."""
+    started_from = next((line["started_from"] for line in logged(run, "event") if line.get("started_from")), "")
+    step = re.fullmatch(r"step-(\d+)", Path(started_from).name)
+    return int(step[1]) if step else 0
+
+
+def logged(run: Run, kind: str) -> list[dict[str, Any]]:
+    """The lines of one kind in the run's metrics.jsonl, as they are now."""
+    return [line for line in _lines(str(run.folder), _logged_at(run)) if line.get("kind") == kind]
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _lines(folder: str, changed: float) -> list[dict[str, Any]]:
+    return read_metrics(Path(folder))
+
+
+def draw_plan(run: Run, runs: Mapping[str, Run], expanded: bool) -> None:
+    """What a run sets out to do: its learning rate over the steps, its mixture, and the run that it forks from."""
+    with st.expander(f"Plan of {plain(run.name)}", icon=":material/route:", expanded=expanded):
+        if run.recipe is None:
+            st.error(f"Its recipe cannot be read: {plain(run.problem)}.")
+            return
+        st.markdown(story(run, runs))
+        left, right = st.columns(2, gap="medium")
+        rate = alt.Chart(rate_plan(run.recipe)).mark_line(color=OKABE_ITO[0])
+        left.altair_chart(
+            rate.encode(x="step:Q", y=alt.Y("learning rate:Q", axis=alt.Axis(format="~e"))).properties(height=200),
+            width="stretch",
+        )
+        mixture = alt.Chart(mixture_plan(run.recipe)).mark_bar(color=OKABE_ITO[2])
+        right.altair_chart(
+            mixture.encode(
+                x=alt.X("share:Q", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
+                y=alt.Y("source:N", sort=None, title=None),
+                tooltip=["source", "path", alt.Tooltip("share:Q", format=".1%")],
+            ).properties(height=200),
+            width="stretch",
+        )
+
+
+def story(run: Run, runs: Mapping[str, Run]) -> str:
+    """The run in a sentence or two, as Markdown."""
+    assert run.recipe is not None
+    schedule = run.recipe.schedule
+    falls = decay_start(schedule)
+    rate = (
+        f"cosine over {schedule.steps:,} steps"
+        if schedule.kind == "cosine"
+        else f"{schedule.steps:,} steps, the rate falling over the last {schedule.steps - falls:,}"
+        if falls < schedule.steps
+        else f"{schedule.steps:,} steps, the rate never falling: the run ends in the stable phase"
+    )
+    words = [f"{run.recipe.phase} with {run.recipe.optimizer.name}: {rate}."]
+    if run.recipe.start_from:
+        parent = next((name for name, other in runs.items() if name == Path(run.recipe.start_from).name), None)
+        source = plain(parent or Path(run.recipe.start_from).name)
+        words.append(f"It forks from **{source}** at step {fork_step(run):,}.")
+    forks = [
+        name for name, other in runs.items() if other.recipe and Path(other.recipe.start_from).name == run.folder.name
+    ]
+    if forks:
+        words.append(f"Forked by {', '.join(f'**{plain(name)}**' for name in forks)}.")
+    reason = run_status(run.folder).get("reason")
+    return " ".join([*words, *([f"It ended because {plain(str(reason))}."] if reason else [])])
+
+
+def rate_plan(recipe: Recipe) -> pd.DataFrame:
+    steps = np.unique(np.linspace(0, recipe.schedule.steps - 1, 300).astype(int))
+    rates = [recipe.optimizer.lr * lr_factor(int(step), recipe.schedule) for step in steps]
+    return pd.DataFrame({"step": steps, "learning rate": rates})
+
+
+def mixture_plan(recipe: Recipe) -> pd.DataFrame:
+    total = sum(source.weight for source in recipe.data.sources)
+    rows = [{"source": s.name, "share": s.weight / total, "path": s.path} for s in recipe.data.sources]
+    return pd.DataFrame(rows)
+
+
+def _logged_at(run: Run) -> float:
+    file = run.folder / FILE
+    return file.stat().st_mtime if file.exists() else 0.0

@@ -1,0 +1,134 @@
+"""All heads at a glance, as buttons: the sliding layers in one band, the global layers in another."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import streamlit as st
+from PIL import Image
+
+from shardscope.config import ShardConfig
+
+_VIRIDIS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
+# Blue for less, orange for more, white for nothing: told apart with every common colour blindness.
+_BLUE_ORANGE = "2166ac 4393c3 92c5de d1e5f0 f7f7f7 fee0b6 fdb863 e08214 b35806"
+# Okabe and Ito's colours for lines, which colour-blind people can tell apart.
+OKABE_ITO = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999"]
+_CSS = """
+.heads { font-family: var(--st-font); color: var(--st-text-color); display: flex; flex-direction: column; gap: 12px; }
+section { border: 1px solid var(--st-border-color, gray); border-left-width: 6px; border-radius: 8px; padding: 8px 10px;
+          container-type: inline-size; }
+section.sliding { border-left-color: #3b82f6; background: color-mix(in srgb, #3b82f6 6%, transparent); }
+section.global { border-left-color: #f28e2b; background: color-mix(in srgb, #f28e2b 8%, transparent); }
+.band { margin: 0 0 6px; font-size: 0.82rem; max-width: 30em; }
+.grid { display: grid; gap: 4px; align-items: center; font-size: 0.72rem; }
+.name { text-align: center; opacity: 0.75; }
+.head { aspect-ratio: 1; min-width: 26px; width: 100%; border: 1px solid color-mix(in srgb, gray 60%, transparent);
+        border-radius: 4px; padding: 0; cursor: pointer; font: inherit; image-rendering: pixelated; color: inherit;
+        background-color: color-mix(in srgb, gray 12%, transparent); overflow: hidden; }
+.head:hover { border-color: var(--st-text-color); }
+.head:focus-visible { outline: 3px solid var(--st-primary-color); outline-offset: 1px; }
+.head[aria-pressed="true"] { outline: 3px solid #ff4fa3; outline-offset: 0; }
+"""
+_heads = st.components.v2.component(
+    "heads",
+    html='<div class="heads"></div>',
+    css=_CSS,
+    js=Path(__file__).with_suffix(".js").read_text(encoding="utf-8"),
+)
+
+Head = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a head's button says, its colour (None: no fill), and its full sentence."""
+
+    title: str
+    text: str = ""
+    rgb: tuple[int, int, int] | None = None
+
+
+def head_grid(
+    key: str,
+    config: ShardConfig,
+    cells: Mapping[Head, Cell],
+    pressed: Sequence[Head],
+    on_head: Callable[[Head], None],
+    *,
+    name: str,
+    thumbnails: Mapping[Head, np.ndarray] | None = None,
+    size: int = 60,
+) -> None:
+    """Draw every (layer, head); `on_head` is called with the one that is clicked."""
+    notes = {
+        "sliding": f"see the last {config.window} tokens, their own included",
+        "global": "see every token before",
+    }
+    bands = []
+    for kind in dict.fromkeys(config.layer_kinds):
+        layers = [layer for layer, other in enumerate(config.layer_kinds) if other == kind]
+        rows = [
+            {
+                "layer": layer,
+                "cells": [_cell(head, cells[layer, head], (layer, head) in pressed) for head in range(config.n_heads)],
+            }
+            for layer in layers
+        ]
+        bands.append({"kind": kind, "note": notes[kind], "rows": rows})
+    data = {"bands": bands, "size": size, "name": name, "sprite": None}
+    if thumbnails:
+        data |= {"sprite": _sprite(thumbnails, config), "sprite_heads": [config.n_heads, config.n_layers]}
+
+    def chosen() -> None:
+        if (value := getattr(st.session_state[key], "head", None)) is not None:
+            on_head((int(value[0]), int(value[1])))
+
+    _heads(key=key, data=data, on_head_change=chosen)
+
+
+def viridis(share: float) -> tuple[int, int, int]:
+    """The colour of a share between 0 and 1."""
+    return _between(_VIRIDIS, share)
+
+
+def blue_orange(share: float) -> tuple[int, int, int]:
+    """The colour of a share between -1 (blue) and 1 (orange)."""
+    return _between(_BLUE_ORANGE, (share + 1) / 2)
+
+
+def _between(palette: str, share: float) -> tuple[int, int, int]:
+    colors = np.array([[int(color[i : i + 2], 16) for i in (0, 2, 4)] for color in palette.split()])
+    place = float(np.clip(share, 0, 1)) * (len(colors) - 1)
+    low = min(int(place), len(colors) - 2)
+    red, green, blue = np.rint(colors[low] + (place - low) * (colors[low + 1] - colors[low])).astype(int)
+    return int(red), int(green), int(blue)
+
+
+def _cell(head: int, cell: Cell, pressed: bool) -> dict[str, object]:
+    if cell.rgb is None:
+        return {"head": head, "text": cell.text, "title": cell.title, "pressed": pressed, "color": None}
+    red, green, blue = cell.rgb
+    ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
+    color = f"rgb({red}, {green}, {blue})"
+    return {"head": head, "text": cell.text, "title": cell.title, "pressed": pressed, "color": color, "ink": ink}
+
+
+def _sprite(thumbnails: Mapping[Head, np.ndarray], config: ShardConfig) -> str:
+    """All small maps in one picture of few colours, layers down and heads across, as a data address."""
+    size = len(next(iter(thumbnails.values())))
+    shades = np.zeros((config.n_layers * size, config.n_heads * size), dtype=np.uint8)
+    seen = np.tri(size, dtype=bool)
+    for (layer, head), weights in thumbnails.items():
+        shade = 1 + np.rint(np.sqrt(np.clip(weights, 0, 1)) * 254)
+        shades[layer * size :, head * size :][:size, :size] = np.where(seen, shade, 0)
+    image = Image.fromarray(shades, "P")
+    image.putpalette([part for shade in range(256) for part in viridis((shade - 1) / 254)])
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=0, optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

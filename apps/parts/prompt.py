@@ -1,0 +1,72 @@
+"""What most pages begin with: a checkpoint, a prompt, how to continue it, and the continuation as it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import streamlit as st
+import torch
+
+from apps.parts import address
+from apps.parts.checkpoints import Opened, pick_checkpoint
+from apps.parts.continuing import Continuation, continue_prompts, sampling_controls
+from apps.parts.text import sentence, visible
+from shardscope.generate import SamplingConfig
+from shardscope.lens.microscope import MicroscopeError, check_prompt
+from shardscope.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, read and continued. `ids` are both parts; the first `prompt_tokens` are the prompt's."""
+
+    opened: Opened
+    tokenizer: Tokenizer
+    prompt: str
+    sampling: SamplingConfig | None  # None: nothing was to be continued
+    prompt_tokens: int
+    new: Continuation
+    ids: tuple[int, ...]
+
+    def texts(self) -> list[str]:
+        return [self.tokenizer.token_text(id) for id in self.ids]
+
+
+def ask() -> Asked | None:
+    """Draw the questions and the continuation; None, with one sentence on the page, when there is nothing to show."""
+    opened = pick_checkpoint()
+    if opened is None:
+        return None
+    # Nothing runs while somebody types.
+    with st.form("ask", border=False):
+        prompt = st.text_area("Prompt", key="prompt", height=96)
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            sampling = sampling_controls()
+            st.form_submit_button("Continue the prompt", type="primary")
+    tokenizer = opened.model.tokenizer
+    assert tokenizer is not None
+    if not prompt:
+        st.info("The prompt is empty; write something for the model to continue.")
+        address.publish()
+        return None
+    ids = tuple(tokenizer.encode(prompt, bos=True))
+    try:
+        check_prompt(opened.model, torch.tensor(ids))
+    except MicroscopeError as error:
+        st.error(sentence(error))
+        address.publish()
+        return None
+    new = _continued(opened, ids, sampling) if sampling else Continuation()
+    return Asked(opened, tokenizer, prompt, sampling, len(ids), new, (*ids, *new.ids))
+
+
+def _continued(opened: Opened, ids: tuple[int, ...], sampling: SamplingConfig) -> Continuation:
+    """Stream the continuation into the page, as text and never as markup."""
+    box = st.empty()
+    new = Continuation()
+    for (new,) in continue_prompts(opened, (ids,), sampling):
+        box.code(visible(new.text) or " ", language=None, wrap_lines=True)
+    if not new.ids:
+        full = new.stop_reason == "context"
+        box.caption("The prompt fills the whole context." if full else "The model ends the text here.")
+    return new

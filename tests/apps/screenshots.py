@@ -1,0 +1,79 @@
+"""The pictures in docs/images, taken anew: python tests/apps/screenshots.py [FOLDER of runs; default runs/]
+
+They show the built-in checkpoint, and for what only a run has, the newest checkpoint below the folder.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import urlencode
+
+import browser
+import server
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+sys.path.insert(0, str(server.ROOT))
+
+from apps.parts.address import FIRST_PROMPT
+from apps.parts.checkpoints import find_checkpoints
+from shardscope.checkpoint import BUILT_IN
+
+IMAGES = server.ROOT / "docs" / "images"
+LARGEST = 300_000  # bytes
+# Long enough to leave the window of the built-in checkpoint, and with something to find for induction heads.
+LONG = {"prompt": " ".join([FIRST_PROMPT] * 5)}
+RUN = {"checkpoint": "of a run"}
+# File: page, choices in its address, what is drawn last, width, tallest, colours.
+PICTURES: dict[str, tuple[str, dict[str, object], str, int, int, str]] = {
+    "explorer": ("attention", {**LONG, "layer": 2, "head": 1}, "[data-shows^=pattern]", 1280, 1560, "light"),
+    "attention": (
+        "attention", {**LONG, "layer": 2, "head": 1, "rectangle": "300-328,222-262"}, "[data-shows*=-q300]", 1280, 2600,
+        "light",
+    ),
+    "tokens": ("tokens", {"query": 79, "ablate": "3.0"}, "[data-shows=attribution]", 1280, 2700, "light"),
+    "heads": ("heads", {**RUN, "by": "previous", "follow": True}, ".vega-embed", 1280, 2600, "dark"),
+    "runs": ("runs", {"curve": "bits_per_byte"}, ".vega-embed", 1280, 2600, "light"),
+    "failures": ("failures", {"sample_tokens": 96}, ".marked", 1280, 2600, "light"),
+    "phone": ("attention", {"layer": 0, "head": 1, "map": "band"}, "[data-shows^=pattern]", 390, 2000, "dark"),
+}  # fmt: skip
+
+
+def take(runs: Path) -> None:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    log = Path(tempfile.mkdtemp()) / "server.log"
+    of_a_run = next(iter(find_checkpoints([runs])))
+    with (
+        server.explorer(BUILT_IN, runs, log=log) as address,
+        sync_playwright() as playwright,
+        browser.headless(playwright) as chromium,
+    ):
+        for name, (path, choices, sign, width, tallest, scheme) in PICTURES.items():
+            page = chromium.new_page(viewport={"width": width, "height": 1000}, color_scheme=scheme)
+            page.set_default_timeout(120_000)
+            asked = urlencode({**choices, **({"checkpoint": of_a_run} if "checkpoint" in choices else {})})
+            page.goto(f"{address}/{'' if path == 'attention' else path}?{asked}")
+            page.locator(sign).last.wait_for()
+            page.wait_for_timeout(5_000)
+            height = page.locator("[data-testid=stMainBlockContainer]").evaluate("main => main.scrollHeight")
+            page.set_viewport_size({"width": width, "height": min(int(height) + 70, tallest)})
+            page.wait_for_timeout(3_000)
+            save(page.screenshot(), IMAGES / f"{name}.png")
+            page.close()
+
+
+def save(png: bytes, path: Path) -> None:
+    """With as many colours as fit into the size."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture.save(path, optimize=True)
+    for colors in (256, 128, 64):
+        if path.stat().st_size > LARGEST:
+            picture.quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path.relative_to(server.ROOT)}: {path.stat().st_size:,} bytes, {picture.width} × {picture.height}")
+
+
+if __name__ == "__main__":
+    take(Path(sys.argv[1] if len(sys.argv) > 1 else "runs").resolve())

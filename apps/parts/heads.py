@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,12 @@ def _sprite(thumbnails: Mapping[Head, np.ndarray], config: ShardConfig) -> str:
         shade = 1 + np.rint(np.sqrt(np.clip(weights, 0, 1)) * 254)
         shades[layer * size :, head * size :][:size, :size] = np.where(seen, shade, 0)
     image = Image.fromarray(shades, "P")
-    image.putpalette([part for shade in range(256) for part in viridis((shade - 1) / 254)])
+    image.putpalette(_palette())
     file = io.BytesIO()
-    image.save(file, "PNG", transparency=0, optimize=True)
+    image.save(file, "PNG", transparency=0)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+@cache
+def _palette() -> list[int]:
+    return [part for shade in range(256) for part in viridis((shade - 1) / 254)]

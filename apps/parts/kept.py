@@ -28,25 +28,30 @@ def _shelf(kind: str) -> OrderedDict[Hashable, Any]:
 def kept(kind: str, key: Hashable, most: int, words: str, work: Callable[[Report], Result]) -> Result:
     """`work`'s result, from the shelf of the `most` last results of this kind if it is there.
 
-    `words` say what is being done while it is not.
+    `words` say what is being done while it is not; without them, for quick work, nothing is said.
     """
     shelf = _shelf(kind)
     found: Result | None = shelf.get(key)
     if found is None:
-        place = st.empty()
-        with place.status(words, expanded=True):
-            bar = st.progress(0.0)
-
-            def report(share: float, said: str) -> None:
-                bar.progress(min(max(share, 0.0), 1.0), said)
-
-            found = work(report)
-        place.empty()
+        found = _watched(words, work) if words else work(lambda share, said: None)
     # To the end, where what was used last stays longest. Sessions share the shelf: the key may be gone by now.
     shelf.pop(key, None)
     shelf[key] = found
     while len(shelf) > most:
         shelf.popitem(last=False)
+    return found
+
+
+def _watched(words: str, work: Callable[[Report], Result]) -> Result:
+    place = st.empty()
+    with place.status(words, expanded=True):
+        bar = st.progress(0.0)
+
+        def report(share: float, said: str) -> None:
+            bar.progress(min(max(share, 0.0), 1.0), said)
+
+        found = work(report)
+    place.empty()
     return found
 
 
@@ -82,7 +87,7 @@ def kept_map(
     """One head's map, or its band."""
     pooled = reading.pooled_band if by_distance else reading.pooled
     key = (opened.weights, ids, reading.layer, head, cells, by_distance)
-    return kept("maps", key, 32, "Drawing the map …", lambda _: pooled(head, cells))
+    return kept("maps", key, 32, "", lambda _: pooled(head, cells))
 
 
 def alone(opened: Opened, work: Callable[[], Result]) -> Result:

@@ -158,15 +158,16 @@ def run(arguments: argparse.Namespace) -> int:
 def table(report: dict[str, Any]) -> str:
     """The report as a Markdown table, and a line for every trace of losses."""
     lines = [
-        "| model | T | tokens a step | variant | tokens/s | spread | MFU (datasheet) | MFU (matmul) | memory | compile |",
+        "| model | T | tokens a step | variant | tokens/s | spread | MFU, sheet | MFU, matmul | memory | compile |",
         "|" + 10 * "---|",
     ]
     for row in report["rows"]:
+        speed = f"{row['tokens_per_second']:,.0f} | ±{row['spread']:.1%}"
         shares = [f"{row[key]:.1%}" if row[key] else "–" for key in ("mfu_datasheet", "mfu_matmul")]
         memory = f"{row['peak_memory_gb']:.1f} GB" if row["peak_memory_gb"] else "–"
         lines.append(
-            f"| {row['model']} | {row['seq_len']} | {row['tokens_per_step']:,} | {row['variant']} | "
-            f"{row['tokens_per_second']:,.0f} | ±{row['spread']:.1%} | {' | '.join(shares)} | {memory} | {row['compile_seconds']:.0f} s |"
+            f"| {row['model']} | {row['seq_len']} | {row['tokens_per_step']:,} | {row['variant']} | {speed} | "
+            f"{' | '.join(shares)} | {memory} | {row['compile_seconds']:.0f} s |"
         )
     for found in report["traces"]:
         *variants, reference = found["losses"]
@@ -214,8 +215,9 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def recipe_of(variant: Variant, config: ShardConfig, seq_len: int, tokens: int, dtype: str = "auto") -> Recipe:
-    compiled = "off" if dtype == "float32" else "auto"
+def recipe_of(
+    variant: Variant, config: ShardConfig, seq_len: int, tokens: int, dtype: Literal["auto", "float32"] = "auto"
+) -> Recipe:
     return Recipe(
         name="bench",
         phase="pretrain",
@@ -228,9 +230,9 @@ def recipe_of(variant: Variant, config: ShardConfig, seq_len: int, tokens: int, 
             batch_size=tokens // seq_len,
             micro_batch=min(tokens, MICRO) // seq_len,
             dtype=dtype,
-            compile=compiled,
+            compile="off" if dtype == "float32" else "auto",
             fp8=variant.fp8,
-        ),  # type: ignore[arg-type]
+        ),
     )
 
 

@@ -208,8 +208,9 @@ import json
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from shardscope.evals.harness import ShardLM
+manager = TaskManager(include_path="tasks", include_defaults=False)
 lm = ShardLM(pretrained={str(homes[0])!r}, device="cpu", batch_size=2)
-found = simple_evaluate(lm, tasks=["four_questions"], task_manager=TaskManager(include_path="tasks"), bootstrap_iters=0)
+found = simple_evaluate(lm, tasks=["four_questions"], task_manager=manager, bootstrap_iters=0)
 if lm.rank == 0:
     samples = sorted(found["samples"]["four_questions"], key=lambda sample: sample["doc_id"])
     answers = [answer[0][0] for sample in samples for answer in sample["resps"]]
@@ -225,7 +226,7 @@ else:
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
     world_size, count, answers = json.loads(line.removeprefix("RESULT"))
     assert (world_size, count) == (2, 3)
-    pairs = [(f"Question: {q}\nAnswer:", choice) for q, a in QUESTIONS[:3] for choice in choices_of(q, a)]
+    pairs = [(f"Question: {q}\nAnswer:", f" {choice}") for q, a in QUESTIONS[:3] for choice in choices_of(q, a)]
     alone = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size=1)
     expected = alone.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
     assert answers == pytest.approx([value for value, _ in expected], abs=1e-4)

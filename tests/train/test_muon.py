@@ -163,3 +163,14 @@ def test_a_parameter_without_gradient_is_an_error():
     model = small_model()
     with pytest.raises(ValueError, match="no gradient"):
         ShardOptimizer(model, OptimizerConfig()).step()
+
+
+def test_a_loss_that_is_not_finite_skips_the_step_even_with_finite_gradients():
+    model = small_model()
+    optimizer = ShardOptimizer(model, OptimizerConfig())
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    give_gradients(model)
+    assert optimizer.step(1.0, torch.tensor(torch.nan)).isfinite()
+    assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
+    optimizer.step(1.0, torch.tensor(1.0))
+    assert not all(torch.equal(p, weights[n]) for n, p in model.named_parameters())

@@ -326,5 +326,4 @@ def _generation_config(special_id: int) -> GenerationConfig:
         eos_token_id=special_id,
         pad_token_id=special_id,
         do_sample=False,
-        max_new_tokens=256,
     )

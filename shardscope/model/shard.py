@@ -71,7 +71,7 @@ class Rotary(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
         # A table rounded to bfloat16 by `model.to(...)` would blur far positions; make it anew in float32.
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         self.reset_parameters()
         return self
 
@@ -203,6 +203,8 @@ class Shard(HookedModule):
     `model(tokens)` gives capped logits [batch pos vocab]. `tokenizer` is set by `shardscope.load`.
     """
 
+    blocks: list[Block]  # an nn.ModuleList, typed by what it holds
+
     def __init__(self, config: ShardConfig, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
         self.config = config
@@ -210,7 +212,7 @@ class Shard(HookedModule):
         self.embed = Embed(config)
         self.hook_embed = HookPoint()  # [batch pos d_model]
         rotary = Rotary(config)
-        self.blocks = nn.ModuleList(Block(config, window, rotary) for window in config.windows)
+        self.blocks = nn.ModuleList(Block(config, window, rotary) for window in config.windows)  # type: ignore[assignment]
         self.ln_final = RMSNorm(config)
         self.reset_parameters()
         self.name_hooks()

@@ -10,7 +10,6 @@ import argparse
 import json
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -128,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"{tokens} must be a multiple of it"
             )
     matmul = matmul_flops(device)
-    report: dict[str, Any] = {"command": "shardscope bench train " + " ".join(sys.argv[3:]), **machine(device)}
+    report: dict[str, Any] = {"command": _command(arguments), **machine(device)}
     report |= {"matmul_flops": matmul, "rows": [], "traces": []}
 
     def write() -> None:
@@ -153,6 +152,17 @@ def run(arguments: argparse.Namespace) -> int:
             write()
     print(table(report))
     return 0
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command line that asks for this."""
+    words = ["shardscope", "bench", "train"]
+    for name in ("model", "seq_len", "tokens", "steps", "variants", "trace", "device", "out"):
+        value = getattr(arguments, name)
+        if value:
+            flag = "--" + name.replace("_", "-")
+            words += [flag, *(str(item) for item in (value if isinstance(value, list) else [value]))]
+    return " ".join(words)
 
 
 def table(report: dict[str, Any]) -> str:

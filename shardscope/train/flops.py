@@ -11,7 +11,7 @@ DATASHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4
 
 
 def flops_per_token(config: ShardConfig, seq_len: int) -> float:
-    """Forward and backward: 6 per matmul weight, 12 · heads · d_head per key that a query sees, averaged over positions.
+    """Forward and backward: 6 per matmul weight, 12 · heads · d_head per key that a query sees on average.
 
     The convention of PaLM (arXiv:2204.02311, appendix B), but a sliding layer counts its window alone and a
     global one the causal half.

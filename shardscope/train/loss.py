@@ -1,7 +1,7 @@
 """Unembedding, soft cap, cross-entropy and z-loss as one function that never holds all logits.
 
     logits = cap tanh(hidden W_Eᵀ / cap)
-    loss   = mean over targets of [logsumexp(logits) - logits[target]]  +  z_loss * mean over targets of logsumexp(logits)²
+    loss   = mean over targets of  logsumexp(logits) - logits[target] + z_loss * logsumexp(logits)²
 
 Rows are taken in chunks, and a chunk's gradient is finished before the next one begins (the idea of Liger's fused
 linear cross-entropy, arXiv:2410.10989), so memory holds one chunk of logits in the dtype of `hidden`. On CUDA in
@@ -57,11 +57,11 @@ class _CappedCrossEntropy(torch.autograd.Function):
             logits = chunk @ weight.T
             # From here on `logits` holds the gradient of the loss with respect to the uncapped logits.
             sums += row_gradient(logits, target, counted, cap, z_loss, ignore_index)
-            if needs_gradient:
+            if hidden_gradient is not None and weight_gradient is not None:
                 torch.mm(logits, weight, out=hidden_gradient[start : start + rows])
                 weight_gradient += logits.T @ chunk
         cross_entropy, z = metrics = sums / counted
-        if needs_gradient:
+        if weight_gradient is not None:
             ctx.save_for_backward(hidden_gradient, weight_gradient.to(W_E.dtype))
         ctx.mark_non_differentiable(metrics)
         return cross_entropy + z_loss * z, metrics

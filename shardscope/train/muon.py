@@ -72,7 +72,8 @@ def from_matrix(name: str, matrix: Float[Tensor, "rows cols"], like: Tensor) -> 
 
 def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """(the block matrices, which Muon takes; the rest: embeddings and norm scales), by name."""
-    matrices, rest = {}, {}
+    matrices: dict[str, nn.Parameter] = {}
+    rest: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         takes = name.startswith("blocks.") and parameter.ndim >= 2
         (matrices if takes else rest)[name] = parameter
@@ -146,7 +147,7 @@ class ShardOptimizer:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Plain tensors by name: `<parameter>.momentum`, or `.exp_avg` and `.exp_avg_sq`, shaped like the parameter, and `steps`."""
+        """Plain tensors by name, shaped like the parameter: `.momentum`, or `.exp_avg`, `.exp_avg_sq`; and `.steps`."""
         state: dict[str, Tensor] = {}
         for update in self.updates:
             state |= update.state_dict()
@@ -162,7 +163,8 @@ class ShardOptimizer:
         for name, tensor in own.items():
             if tensor.shape != state[name].shape:
                 raise ValueError(
-                    f"the optimizer state's {name!r} has shape {list(state[name].shape)}, the model needs {list(tensor.shape)}"
+                    f"the optimizer state's {name!r} has shape {list(state[name].shape)}, "
+                    f"the model needs {list(tensor.shape)}"
                 )
         for update in self.updates:
             update.load_state_dict(state)
@@ -192,7 +194,7 @@ class _Muon:
         lr = self.config.lr * lr_scale
         decay = torch.where(gradient.finite, 1 - lr * self.config.weight_decay, 1.0)
         move = orthogonalise(update, self.group) * torch.where(gradient.finite, -lr * self.scale, 0.0)
-        weights = list(self.parameters.values())
+        weights: list[Tensor] = list(self.parameters.values())
         moves = [from_matrix(name, move[i], p) for i, (name, p) in enumerate(self.parameters.items())]
         torch._foreach_mul_(weights, decay)
         torch._foreach_add_(weights, moves)
@@ -230,7 +232,7 @@ class _AdamW:
         )
         lr = self.lr * lr_scale
         move = direction * torch.where(gradient.finite, -lr, 0.0)
-        weights = list(self.parameters.values())
+        weights: list[Tensor] = list(self.parameters.values())
         if self.decay:
             torch._foreach_mul_(weights, torch.where(gradient.finite, 1 - lr * self.decay, 1.0))
         torch._foreach_add_(weights, self._split(move))

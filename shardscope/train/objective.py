@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from shardscope.config import Recipe
 from shardscope.data import document_starts
 from shardscope.model import Shard
+from shardscope.model.kernels import fp8
 from shardscope.model.shard import MLP
 from shardscope.train.loss import capped_cross_entropy
 
@@ -29,7 +30,7 @@ class Objective(nn.Module):
         compiled = recipe.train.compile == "on" or (recipe.train.compile == "auto" and device == "cuda")
         for module in model.modules():
             if isinstance(module, MLP):
-                module.fp8 = recipe.train.fp8
+                module.fp8 = recipe.train.fp8 and fp8.available(model.device)
         # Blocks of one kind share their compiled code, so compiling takes seconds however deep the model is. A list
         # of callables and not of modules: parameters stay registered once, under the model's own names.
         self.block_calls: list[Callable[..., Tensor]] = [_compiled(b) if compiled else b for b in model.blocks]

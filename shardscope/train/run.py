@@ -65,8 +65,9 @@ def find_stable(start_from: str) -> Path:
     stable = [c for c in checkpoints if read_json(c / STATE).get("phase") == "stable"]
     if not stable:
         raise CheckpointError(
-            f"{path} has no checkpoint of the stable phase, its newest is at step {checkpoints[-1].name[5:].lstrip('0')} in "
-            f"{read_json(checkpoints[-1] / STATE).get('phase')}; name a checkpoint folder itself to start from it all the same"
+            f"{path} has no checkpoint of the stable phase, its newest is at step "
+            f"{checkpoints[-1].name[5:].lstrip('0')} in {read_json(checkpoints[-1] / STATE).get('phase')}; "
+            "name a checkpoint folder itself to start from it all the same"
         )
     return stable[-1]
 

@@ -29,7 +29,7 @@ ATTENTION = """
 from shardscope.model.attention import attention_scores
 from shardscope.model.kernels.windowed import windowed_attention
 
-for pos, window, documents in [(150, None, False), (200, 70, False), (256, 128, False), (300, None, True), (300, 33, True)]:
+for pos, window, documents in [(150, None, 0), (200, 70, 0), (256, 128, 0), (300, None, 1), (300, 33, 1)]:
     q, k, v = (torch.randn(2, pos, 2, 16, requires_grad=True) for _ in range(3))
     starts = None
     if documents:
@@ -68,7 +68,8 @@ from shardscope.model.kernels import fp8
 
 fp8._product = lambda a, b, scale, dtype, exact=False: ((a.float() @ b.float().T) / scale).to(dtype)
 x = torch.randn(80, 64).bfloat16().requires_grad_()
-W_gate, W_in, W_out = (torch.randn(shape).mul_(shape[0] ** -0.5).requires_grad_() for shape in [(64, 128)] * 2 + [(128, 64)])
+shapes = [(64, 128), (64, 128), (128, 64)]
+W_gate, W_in, W_out = (torch.randn(shape).mul_(shape[0] ** -0.5).requires_grad_() for shape in shapes)
 y, true = fp8.fp8_mlp(x, W_gate, W_in, W_out), (F.silu(x.float() @ W_gate) * (x.float() @ W_in)) @ W_out
 dy = (torch.randn(80, 64) / 80).bfloat16()
 ours = torch.autograd.grad(y, (x, W_gate, W_in, W_out), dy)
@@ -77,13 +78,13 @@ for mine, other in zip((y, *ours), (true, *theirs)):
     assert (mine.float() - other).norm() / other.norm() < 0.12
 """
 LOSS = """
-from shardscope.train import loss
+from shardscope.train.loss import _kernel_gradient, _plain_gradient
 
 logits, targets = torch.randn(9, 37) * 20, torch.randint(37, (9,))
 targets[3] = -100
 counted, plain = torch.tensor(8.0), logits.clone()
-sums = loss._plain_gradient(plain, targets, counted, 30.0, 1e-2, -100)
-torch.testing.assert_close(loss._kernel_gradient(logits, targets, counted, 30.0, 1e-2, -100), sums, atol=1e-4, rtol=1e-4)
+sums = _plain_gradient(plain, targets, counted, 30.0, 1e-2, -100)
+torch.testing.assert_close(_kernel_gradient(logits, targets, counted, 30.0, 1e-2, -100), sums, atol=1e-4, rtol=1e-4)
 torch.testing.assert_close(logits, plain, atol=1e-5, rtol=1e-4)
 """
 

@@ -45,7 +45,7 @@ def test_a_random_shard_54m_gets_its_certificate() -> None:
 
 
 def test_a_window_that_is_one_too_long_is_noticed_past_the_window_only(
-    trained_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained_model: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exact = transformers_home.vaultgemma_config
 
@@ -53,10 +53,22 @@ def test_a_window_that_is_one_too_long_is_noticed_past_the_window_only(
         return exact(dataclasses.replace(config, window=config.window + 1), *rest)
 
     monkeypatch.setattr(transformers_home, "vaultgemma_config", one_too_long)
+    certificate = verify(trained_model)
+    found = {(c.home, c.prompt): c for c in certificate.comparisons if c.dtype == "float32"}
+    # A short prompt's logits do not show it; its greedy text may, because it leaves the window on the way.
+    assert found["transformers", "short"].max_difference < 1e-4
+    assert found["transformers", "long"].max_difference > 1e-2
+    assert not found["transformers", "long"].passed
+    assert found["TransformerLens", "short"].passed and found["TransformerLens", "long"].passed
+    assert certificate.lines()[-1] == "the homes DISAGREE"
+
+
+def test_a_certificate_that_is_out_of_bounds_fails_the_command(
+    trained_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(parity, "TOLERANCE", 1e-12)
     assert main(["verify", str(trained_checkpoint)]) == 1
-    _, *rows, verdict = capsys.readouterr().out.splitlines()
-    assert ["OUT OF BOUNDS" in row for row in rows[:4]] == [False, False, False, True], "transformers, long"
-    assert verdict == "the homes DISAGREE"
+    assert capsys.readouterr().out.splitlines()[-1] == "the homes DISAGREE"
 
 
 def test_a_home_that_is_a_little_off_is_noticed_there(trained_model: Shard, monkeypatch: pytest.MonkeyPatch) -> None:

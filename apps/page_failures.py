@@ -70,7 +70,7 @@ def draw_samples(opened: Opened, sampling: SamplingConfig) -> None:
             draw_sample(row, prompt, sample, labels, tokenizer)
     with st.container(horizontal=True):
         share.notebook_cell(samples_cell(opened, sampling), "samples")
-        name = f"shardscope-{opened.weights}-samples.csv"
+        name = f"shardscope-{opened.fingerprint}-samples.csv"
         share.csv_button("Samples", lambda: sample_table(samples, judged), name, "samples")
 
 

@@ -52,7 +52,7 @@ def look_at_tokens(asked: Asked) -> None:
     first, last = max(0, query - AROUND), min(n_tokens - 1, query + AROUND)
     lens = kept(
         "lens",
-        (asked.opened.weights, asked.ids, first, last),
+        (asked.opened.fingerprint, asked.ids, first, last),
         16,
         "Reading every layer …",
         lambda _: alone(
@@ -229,7 +229,7 @@ def draw_ablation(asked: Asked, heads: tuple[Head, ...], mode: Mode, query: int)
         sampling, prompt = asked.sampling, asked.ids[: asked.prompt_tokens]
         without = kept(
             "ablated",
-            (asked.opened.weights, prompt, sampling, heads, mode),
+            (asked.opened.fingerprint, prompt, sampling, heads, mode),
             16,
             f"Continuing without {names} …",
             lambda _: continue_without(asked.opened, prompt, sampling, heads, mode),

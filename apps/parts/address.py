@@ -35,6 +35,10 @@ def read_rectangle(text: str) -> tuple[int, ...]:
     return tuple(map(int, match.groups()))
 
 
+def read_prompt(text: str) -> str:
+    return unpack(text) if text.startswith(PACKED) else text
+
+
 def read_heads(text: str) -> tuple[tuple[int, int], ...]:
     """'3.1 2.0' as ((3, 1), (2, 0))."""
     heads = re.findall(r"(\d{1,4})\.(\d{1,4})", text)
@@ -58,8 +62,8 @@ def write(value: Any) -> str:
 # Name: default, and how its text in an address is read.
 CHOICES: dict[str, tuple[Any, Callable[[str], Any]]] = {
     "checkpoint": ("", str),
-    "weights": ("", str),
-    "prompt": (FIRST_PROMPT, str),
+    "fingerprint": ("", str),
+    "prompt": (FIRST_PROMPT, read_prompt),
     "seed": (0, int),
     "tokens": (32, int),
     "sample_tokens": (128, int),
@@ -89,13 +93,23 @@ CHOICES: dict[str, tuple[Any, Callable[[str], Any]]] = {
 
 
 def restore() -> None:
-    """Fill choices that this session has not made yet from the address, else from their defaults."""
+    """Fill choices that this session has not made yet from the address, else from their defaults.
+
+    What an address holds and cannot be read is named on the page, once.
+    """
+    unread = []
     for name, (default, read) in CHOICES.items():
         if name in st.session_state:
             # Assigning keeps a choice alive on pages that do not draw its widget.
             st.session_state[name] = st.session_state[name]
         else:
-            st.session_state[name] = _read(st.query_params.get(name), default, read)
+            text = st.query_params.get(name)
+            value = default if text is None else _read(text, read)
+            if value is None:
+                unread.append(name)
+            st.session_state[name] = default if value is None else value
+    if unread:
+        st.warning(f"The address says {', '.join(unread)} in a way that cannot be read: you see the default instead.")
 
 
 def publish() -> None:
@@ -112,7 +126,7 @@ def publish() -> None:
 
 
 def pack(prompt: str) -> str:
-    return PACKED + base64.urlsafe_b64encode(zlib.compress(prompt.encode("utf-8", "surrogatepass"), 9)).decode()
+    return PACKED + base64.urlsafe_b64encode(zlib.compress(prompt.encode(), 9)).decode()
 
 
 def unpack(text: str) -> str:
@@ -124,7 +138,7 @@ def unpack(text: str) -> str:
         raise ValueError(str(error)) from None
     if not unfold.eof:
         raise ValueError("the packed prompt is cut off, or longer than any context")
-    return unfolded.decode("utf-8", "surrogatepass")
+    return unfolded.decode()
 
 
 def clamp(name: str, smallest: float, largest: float) -> Any:
@@ -140,11 +154,10 @@ def one_of(name: str, options: Sequence[Any]) -> Any:
     return st.session_state[name]
 
 
-def _read(text: str | None, default: Any, read: Callable[[str], Any]) -> Any:
-    if text is None:
-        return default
+def _read(text: str, read: Callable[[str], Any]) -> Any:
+    """What the text says; None when it says nothing that can be used."""
     try:
-        value = unpack(text) if text.startswith(PACKED) else read(text)
+        value = read(text)
     except ValueError:
-        return default
-    return default if isinstance(value, float) and not math.isfinite(value) else value
+        return None
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,7 +15,7 @@ import torch
 
 from apps.parts.text import plain
 from shardscope import Shard, load
-from shardscope.checkpoint import BUILT_IN, CONFIG, RUNS, STATE, WEIGHTS, read_json
+from shardscope.checkpoint import BUILT_IN, CONFIG, RUNS, STATE, TOKENIZER, WEIGHTS, read_json
 
 DEPTH = 4
 MAKE_ONE = "train one in a few minutes with `make demo`, or start the explorer with a folder of checkpoints: "
@@ -28,7 +28,7 @@ class Opened:
 
     name: str
     path: Path
-    weights: str  # the first twelve digits of the SHA-256 of its weights: what caches are keyed by
+    fingerprint: str  # of its weights, config and tokenizer: what caches are keyed by
     step: int | None
     model: Shard
     lock: Lock
@@ -62,32 +62,44 @@ def pick_checkpoint() -> Opened | None:
         return None
     asked = st.session_state.checkpoint
     if asked not in found:
-        same = next((name for name, path in found.items() if _holds(path, st.session_state.weights)), None)
+        same = _named_otherwise(found)
         if asked and same is None:
             st.warning(f"{plain(asked)} is not among the checkpoints that this explorer was started with.")
-            _forget_weights()
+            _forget_fingerprint()
         st.session_state.checkpoint = same or next(iter(found))
-    left, right = st.columns([2, 3], vertical_alignment="bottom")
-    name = left.selectbox("Checkpoint", list(found), key="checkpoint", on_change=_forget_weights)
+    elif st.session_state.fingerprint and not _holds(found[asked], st.session_state.fingerprint):
+        # The name has been given to another checkpoint since; the fingerprint says which one was meant.
+        if (same := _named_otherwise(found)) is not None:
+            st.info(f"{plain(asked)} holds another checkpoint now; the one that the address means is {plain(same)}.")
+            st.session_state.checkpoint = same
+    left, right = st.columns([2, 5], vertical_alignment="center")
+    name = left.selectbox(
+        "Checkpoint", list(found), key="checkpoint", on_change=_forget_fingerprint, label_visibility="collapsed"
+    )
     opened = try_to_open(name, found[name])
     if opened is None:
         return None
-    expected = st.session_state.weights
-    if expected and expected != opened.weights:
+    expected = st.session_state.fingerprint
+    if expected and expected != opened.fingerprint:
         st.warning(
-            f"The address was made with other weights ({plain(expected)}) than {plain(name)} holds now "
-            f"({opened.weights}): what you see may differ."
+            f"The address was made with another checkpoint ({plain(expected)}) than {plain(name)} holds now "
+            f"({opened.fingerprint}): what you see may differ."
         )
     else:
-        st.session_state.weights = opened.weights
+        st.session_state.fingerprint = opened.fingerprint
     right.caption(describe(opened))
     return opened
+
+
+def _named_otherwise(found: dict[str, Path]) -> str | None:
+    """The name of the checkpoint that the address means, whatever it was called then."""
+    return next((name for name, path in found.items() if _holds(path, st.session_state.fingerprint)), None)
 
 
 def try_to_open(name: str, path: Path) -> Opened | None:
     """The checkpoint; None, with one sentence on the page, when it is broken, foreign or without a tokenizer."""
     try:
-        opened = open_checkpoint(name, str(path), weights_age(path))
+        opened = open_checkpoint(name, str(path), written(path))
     except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
         st.error(f"{plain(name)} cannot be opened: {plain(str(error))}")
         return None
@@ -97,16 +109,14 @@ def try_to_open(name: str, path: Path) -> Opened | None:
     return opened
 
 
-def _forget_weights() -> None:
-    st.session_state.weights = ""
+def _forget_fingerprint() -> None:
+    st.session_state.fingerprint = ""
 
 
 @st.cache_resource(max_entries=2, show_spinner="Opening the checkpoint …")
-def open_checkpoint(name: str, path: str, changed: int) -> Opened:
+def open_checkpoint(name: str, path: str, changed: tuple[int, ...]) -> Opened:
     folder = Path(path)
-    return Opened(
-        name=name, path=folder, weights=fingerprint(folder), step=_step(folder), model=load(path, device()), lock=Lock()
-    )
+    return Opened(name, folder, fingerprint(folder), _step(folder), load(path, device()), Lock())
 
 
 def device() -> str:
@@ -114,19 +124,26 @@ def device() -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """The first twelve digits of the SHA-256 of a checkpoint's weights."""
-    return _digest(str(folder / WEIGHTS), weights_age(folder))
+    """The first twelve digits of the SHA-256 of all that decides what a checkpoint computes.
+
+    The same weights mean something else with another window or another vocabulary.
+    """
+    return _digest(str(folder), written(folder))
 
 
 @st.cache_data(max_entries=256, show_spinner=False)
-def _digest(file: str, changed: int) -> str:
-    with Path(file).open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()[:12]
+def _digest(folder: str, changed: tuple[int, ...]) -> str:
+    digests = []
+    for name in (WEIGHTS, CONFIG, TOKENIZER):
+        if (file := Path(folder) / name).exists():
+            with file.open("rb") as opened:
+                digests.append(f"{name} {hashlib.file_digest(opened, 'sha256').hexdigest()}")
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:12]
 
 
-def _holds(folder: Path, weights: str) -> bool:
-    """Whether a checkpoint, under whatever name, holds the weights that an address names."""
-    return bool(weights) and (folder / WEIGHTS).exists() and fingerprint(folder) == weights
+def _holds(folder: Path, wanted: str) -> bool:
+    """Whether a checkpoint, under whatever name, is the one whose fingerprint an address holds."""
+    return bool(wanted) and (folder / WEIGHTS).exists() and fingerprint(folder) == wanted
 
 
 def run_of(opened: Opened) -> Path | None:
@@ -141,7 +158,7 @@ def describe(opened: Opened) -> str:
     sliding = config.layer_kinds.count("sliding")
     parts = [
         plain(opened.name) if opened.step is None else f"{plain(opened.name)}, step {opened.step:,}",
-        f"weights {opened.weights}",
+        f"fingerprint {opened.fingerprint}",
         f"{opened.model.n_params:,} parameters",
         f"{config.n_layers} layers ({sliding} sliding, {config.n_layers - sliding} global) of {config.n_heads} heads",
         f"window {config.window}, context {config.n_ctx}",
@@ -167,7 +184,15 @@ def below(folder: Path, signs: tuple[str, ...], depth: int = DEPTH) -> list[Path
 
 def weights_age(path: Path) -> int:
     """When the weights were written, in nanoseconds."""
-    file = path / WEIGHTS
+    return _age(path / WEIGHTS)
+
+
+def written(path: Path) -> tuple[int, ...]:
+    """When each file of a checkpoint was written, in nanoseconds; 0 for one that is not there."""
+    return tuple(_age(path / name) for name in (WEIGHTS, CONFIG, TOKENIZER, STATE))
+
+
+def _age(file: Path) -> int:
     return file.stat().st_mtime_ns if file.exists() else 0
 
 

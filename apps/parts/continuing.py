@@ -56,7 +56,7 @@ def continue_prompts(
 ) -> Iterator[list[Continuation]]:
     """The continuations so far, ten times a second, then the whole; at once when this session has them already."""
     kept: dict[object, list[Continuation]] = st.session_state.setdefault("kept_continuations", {})
-    key = (opened.weights, prompts, config)
+    key = (opened.fingerprint, prompts, config)
     if key not in kept:
         so_far = [Continuation() for _ in prompts]
         events = stream(opened.model, prompts, config)

@@ -59,7 +59,7 @@ def kept_reading(opened: Opened, ids: Ids) -> Reading:
     """The queries and keys of every layer: 400 MB of shard-54m at its whole context, so only two are kept."""
     return kept(
         "reading",
-        (opened.weights, ids),
+        (opened.fingerprint, ids),
         2,
         "Reading the prompt …",
         lambda report: alone(opened, lambda: read(opened.model, torch.tensor(ids), progress=report)),
@@ -69,7 +69,7 @@ def kept_reading(opened: Opened, ids: Ids) -> Reading:
 def kept_scores(opened: Opened, ids: Ids) -> list[HeadScores]:
     """Every head in numbers."""
     reading = kept_reading(opened, ids)
-    return kept("scores", (opened.weights, ids), 64, "Scoring all heads …", lambda report: head_scores(reading, report))
+    return kept("scores", (opened.fingerprint, ids), 64, "Scoring all heads …", lambda report: head_scores(reading, report))
 
 
 def kept_scores_of(path: Path, ids: Ids) -> list[HeadScores]:
@@ -86,7 +86,7 @@ def kept_map(
 ) -> PooledMap | PooledBand:
     """One head's map, or its band."""
     pooled = reading.pooled_band if by_distance else reading.pooled
-    key = (opened.weights, ids, reading.layer, head, cells, by_distance)
+    key = (opened.fingerprint, ids, reading.layer, head, cells, by_distance)
     return kept("maps", key, 32, "", lambda _: pooled(head, cells))
 
 

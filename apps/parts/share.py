@@ -35,8 +35,8 @@ def csv_button(label: str, table: Callable[[], pd.DataFrame], file_name: str, ke
 
 
 def file_name(asked: Asked, *parts: str) -> str:
-    """A name that tells saved views apart: the weights, then what is shown."""
-    return "-".join(["shardscope", asked.opened.weights, *parts])
+    """A name that tells saved views apart: the checkpoint, then what is shown."""
+    return "-".join(["shardscope", asked.opened.fingerprint, *parts])
 
 
 def opening(asked: Asked) -> str:
@@ -56,7 +56,7 @@ def loading(opened: Opened) -> str:
     """The lines that load the model."""
     step = "" if opened.step is None else f", step {opened.step}"
     path = str(relative(opened.path))
-    return f"from shardscope import load\n\nmodel = load({path!r})  # weights {opened.weights}{step}\n"
+    return f"from shardscope import load\n\nmodel = load({path!r})  # fingerprint {opened.fingerprint}{step}\n"
 
 
 def tile_cell(asked: Asked, layer: int, head: int, rectangle: Rectangle) -> str:

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import re
 import sys
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +21,17 @@ from streamlit.testing.v1 import AppTest
 
 from apps.page_failures import evidence, judge
 from apps.page_runs import curve_table, find_runs, story
-from apps.parts.address import CHOICES, PACKED, pack, unpack, write
-from apps.parts.checkpoints import find_checkpoints
+from apps.parts.address import CHOICES, FIRST_PROMPT, PACKED, pack, unpack, write
+from apps.parts.checkpoints import find_checkpoints, fingerprint
 from apps.parts.continuing import Continuation
 from apps.parts.heatmap import HIDDEN, Side, visible_squares
 from apps.parts.heatmap import pack as pack_weights
 from apps.parts.text import plain, visible
-from shardscope import Shard, ShardConfig
+from shardscope import Shard, ShardConfig, load
 from shardscope.checkpoint import checkpoint_folder, save_checkpoint
 from shardscope.failures import CARD_PROMPTS, CardPrompt
 from shardscope.generate import SamplingConfig, generate
+from shardscope.lens.microscope import head_scores, read
 from shardscope.tokenizer import Tokenizer
 from shardscope.train.metrics import Metrics
 
@@ -279,13 +280,16 @@ def test_a_weight_survives_the_way_to_the_browser() -> None:
     np.testing.assert_allclose(back, np.delete(weights, 7), atol=2e-5)
 
 
-@pytest.mark.parametrize("prompt", ["a" * 50_000, "שלום <script>\ud800\x00" * 400, PACKED + "not packed"])
+@pytest.mark.parametrize("prompt", ["a" * 50_000, "שלום <script>\x00" * 400, PACKED + "not packed"])
 def test_a_long_prompt_is_packed_into_the_address_and_comes_back(prompt: str) -> None:
     assert len(pack(prompt)) < len(prompt) or len(prompt) < 100
     assert unpack(pack(prompt)) == prompt
 
 
-@pytest.mark.parametrize("text", [PACKED, PACKED + "@@@@", PACKED + "AAAA"])
+LONE_SURROGATE = PACKED + base64.urlsafe_b64encode(zlib.compress("a\ud800b".encode("utf-8", "surrogatepass"))).decode()
+
+
+@pytest.mark.parametrize("text", [PACKED, PACKED + "@@@@", PACKED + "AAAA", PACKED + "שלום", LONE_SURROGATE])
 def test_a_damaged_packed_prompt_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         unpack(text)
@@ -296,29 +300,86 @@ def test_a_packed_prompt_cannot_unfold_without_end() -> None:
         unpack(pack("a" * 20_000_000))
 
 
+@pytest.mark.parametrize("name", sorted(set(CHOICES) - {"prompt"}))
+def test_only_a_prompt_is_unpacked(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, name: str) -> None:
+    app = start(monkeypatch, tiny_checkpoint, **{"prompt": "Once", name: pack("3")})
+    assert not app.exception
+    assert app.session_state[name] != "3"
+
+
+def test_what_an_address_says_and_cannot_be_read_is_named(
+    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path
+) -> None:
+    app = start(monkeypatch, tiny_checkpoint, prompt=LONE_SURROGATE, layer="first", seed="3")
+    assert not app.exception
+    assert app.text_area(key="prompt").value == FIRST_PROMPT
+    assert "says prompt, layer in a way that cannot be read" in app.warning[0].value
+    assert app.number_input(key="seed").value == 3
+
+
 def test_every_choice_that_an_address_holds_is_read_back_as_it_was_written() -> None:
     for name, value in {"rectangle": (1, 20, 3, 40), "ablate": ((3, 1), (0, 2)), "runs": ["a b", "c"]}.items():
         assert CHOICES[name][1](write(value)) == value
 
 
-def test_an_address_made_with_other_weights_says_so(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> None:
-    app = start(monkeypatch, tiny_checkpoint, prompt="Once", checkpoint="tiny", weights="0123456789ab")
+def test_an_address_made_with_another_checkpoint_says_so(
+    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path
+) -> None:
+    app = start(monkeypatch, tiny_checkpoint, prompt="Once", checkpoint="tiny", fingerprint="0123456789ab")
     assert not app.exception
-    assert "made with other weights" in app.warning[0].value
+    assert "made with another checkpoint" in app.warning[0].value
 
 
-def test_a_checkpoint_that_was_renamed_is_found_by_its_weights(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: Shard, tiny_tokenizer: Tokenizer
+@pytest.mark.parametrize("reused", [False, True])
+def test_a_checkpoint_that_was_renamed_is_found_also_when_another_has_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: Shard, tiny_tokenizer: Tokenizer, reused: bool
 ) -> None:
     for name in ("before", "newest"):
         save_checkpoint(tmp_path / name, tiny_model, tokenizer=tiny_tokenizer)
         with torch.no_grad():
             tiny_model.embed.W_E.mul_(1.5)
-    weights = hashlib.sha256((tmp_path / "before" / "model.safetensors").read_bytes()).hexdigest()[:12]
+    made_with = fingerprint(tmp_path / "before")
     (tmp_path / "before").rename(tmp_path / "after")
-    app = start(monkeypatch, tmp_path, prompt="Once", checkpoint=f"{tmp_path.name}/before", weights=weights)
+    if reused:
+        (tmp_path / "newest").rename(tmp_path / "before")
+    app = start(monkeypatch, tmp_path, prompt="Once", checkpoint=f"{tmp_path.name}/before", fingerprint=made_with)
     assert not app.warning
     assert app.selectbox(key="checkpoint").value == f"{tmp_path.name}/after"
+    assert [("holds another checkpoint now" in info.value) for info in app.info] == [True] * reused
+    # What somebody picks afterwards is theirs.
+    other = f"{tmp_path.name}/{'before' if reused else 'newest'}"
+    app.selectbox(key="checkpoint").select(other).run()
+    assert app.selectbox(key="checkpoint").value == other
+    assert app.query_params["fingerprint"] != made_with
+
+
+def test_the_same_weights_with_another_window_are_another_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: Shard, tiny_tokenizer: Tokenizer
+) -> None:
+    """One explorer, one prompt, two configs: what the second shows is computed with the second."""
+    prompt = "Once upon a time, in a small village"
+    for window in (8, 32):
+        config = replace(tiny_model.config, window=window)
+        save_checkpoint(tmp_path / f"w{window}", tiny_model.state_dict(), config=config, tokenizer=tiny_tokenizer)
+    for window in (8, 32):
+        name = f"{tmp_path.name}/w{window}"
+        app = start(monkeypatch, tmp_path, prompt=prompt, checkpoint=name, tokens=0)
+        model = load(tmp_path / f"w{window}")
+        score = head_scores(read(model, torch.tensor(tiny_tokenizer.encode(prompt, bos=True))))[0]
+        assert f"entropy **{score.entropy:.4f}**" in says(app)
+        assert app.query_params["fingerprint"] == fingerprint(tmp_path / f"w{window}")
+
+
+def test_a_config_that_is_rewritten_beside_an_open_checkpoint_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path
+) -> None:
+    app = start(monkeypatch, tiny_checkpoint, prompt="Once upon a time", tokens=0)
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    config["model"]["window"] = 32
+    (tiny_checkpoint / "config.json").write_text(json.dumps(config))
+    app = app.run()
+    assert "Layer 0 · sliding, window 32 · head 0" in says(app)
+    assert "made with another checkpoint" in app.warning[0].value
 
 
 def test_a_rectangle_past_the_text_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> None:

@@ -44,29 +44,33 @@ class PooledMap:
     """One head's attention in squares of `cell` × `cell` tokens; with `cell == 1` it is the exact pattern.
 
     `mean` and `max` are over all weights of a square, those that a query cannot see counting 0; the last square of a
-    side may hold fewer tokens.
+    side may hold fewer tokens. The first square begins at queries.start and keys.start.
     """
 
-    n_tokens: int
+    queries: range
+    keys: range
     cell: int
     mean: Float[np.ndarray, "query_cell key_cell"]
     max: Float[np.ndarray, "query_cell key_cell"]
 
     @property
     def mass(self) -> Float[np.ndarray, "query_cell key_cell"]:
-        """What an average query of a cell gives to all keys of a cell together; rows sum to 1."""
-        return self.mean * cell_sizes(self.n_tokens, self.cell)
+        """What an average query of a cell gives to all keys of a cell together; rows of a whole map sum to 1."""
+        return self.mean * cell_sizes(len(self.keys), self.cell)
 
     def coarser(self, max_cells: int) -> PooledMap:
         """The same map in larger squares, at most `max_cells` on a side."""
-        factor = -(-len(self.mean) // max_cells)
-        fine, cell = cell_sizes(self.n_tokens, self.cell), self.cell * factor
-        sums, starts = self.mean * fine[:, None] * fine, np.arange(0, len(self.mean), factor)
+        factor = -(-max(self.mean.shape) // max_cells)
+        cell = self.cell * factor
+        sums, largest = self.mean * self._sizes(self.cell), self.max
         for axis in (0, 1):
+            starts = np.arange(0, self.mean.shape[axis], factor)
             sums = np.add.reduceat(sums, starts, axis=axis)
-        sizes = cell_sizes(self.n_tokens, cell)
-        largest = np.maximum.reduceat(np.maximum.reduceat(self.max, starts, axis=0), starts, axis=1)
-        return PooledMap(self.n_tokens, cell, sums / sizes[:, None] / sizes, largest)
+            largest = np.maximum.reduceat(largest, starts, axis=axis)
+        return PooledMap(self.queries, self.keys, cell, sums / self._sizes(cell), largest)
+
+    def _sizes(self, cell: int) -> Float[np.ndarray, "query_cell key_cell"]:
+        return cell_sizes(len(self.queries), cell)[:, None] * cell_sizes(len(self.keys), cell)
 
 
 @dataclass(frozen=True)
@@ -116,12 +120,12 @@ class LayerReading:
         return torch.stack([self._row_logsumexp(head) for head in range(self.n_heads)])
 
     def tile(self, head: int, queries: range, keys: range) -> Float[np.ndarray, "query key"]:
-        """The exact weights of any rectangle."""
+        """The exact weights of a rectangle, up to MAX_TILE of them; `pooled` takes rectangles of any size."""
         self._check(head, queries=queries, keys=keys)
         if len(queries) * len(keys) > MAX_TILE:
             raise MicroscopeError(
                 f"a tile of {len(queries)} × {len(keys)} tokens is too large; take at most {MAX_TILE:,} weights, "
-                "or a pooled map"
+                "or pooled(head, queries=…, keys=…)"
             )
         tile = np.zeros((len(queries), len(keys)), dtype=np.float32)
         for block in self.blocks(queries):
@@ -161,18 +165,25 @@ class LayerReading:
             [self._band(head, block, distances).cpu().numpy() for block in self.blocks(queries)], axis=0
         )
 
-    def pooled(self, head: int, max_cells: int = MAX_CELLS) -> PooledMap:
-        """The whole map in at most `max_cells` squares on a side."""
-        self._check(head, max_cells=max_cells)
-        cell = -(-self.n_tokens // max_cells)
-        cells = -(-self.n_tokens // cell)
-        mean, largest = (torch.zeros(cells, cells, device=self.q.device) for _ in range(2))
-        for block in self.blocks(range(self.n_tokens), cell):
-            keys, weights = self.log_rows(head, block)
-            aligned = F.pad(weights.exp_(), (keys.start % cell, 0))
-            _add_pooled(mean, largest, aligned, block.start // cell, keys.start // cell, cell, cell)
-        sizes = cell_sizes(self.n_tokens, cell)
-        return PooledMap(self.n_tokens, cell, mean.cpu().numpy() / sizes[:, None] / sizes, largest.cpu().numpy())
+    def pooled(
+        self, head: int, max_cells: int = MAX_CELLS, queries: range | None = None, keys: range | None = None
+    ) -> PooledMap:
+        """A rectangle (None: all queries, all keys), however large, in at most `max_cells` squares on a side."""
+        queries = range(self.n_tokens) if queries is None else queries
+        keys = range(self.n_tokens) if keys is None else keys
+        self._check(head, queries=queries, keys=keys, max_cells=max_cells)
+        cell = -(-max(len(queries), len(keys)) // max_cells)
+        shape = (-(-len(queries) // cell), -(-len(keys) // cell))
+        sums, largest = (torch.zeros(shape, device=self.q.device) for _ in range(2))
+        for block in self.blocks(queries, cell):
+            seen, weights = self.log_rows(head, block)
+            left, right = max(seen.start, keys.start), min(seen.stop, keys.stop)
+            if left < right:
+                part = weights[:, left - seen.start : right - seen.start].exp_()
+                row, (column, inside) = (block.start - queries.start) // cell, divmod(left - keys.start, cell)
+                _add_pooled(sums, largest, F.pad(part, (inside, 0)), row, column, cell, cell)
+        sizes = cell_sizes(len(queries), cell)[:, None] * cell_sizes(len(keys), cell)
+        return PooledMap(queries, keys, cell, sums.cpu().numpy() / sizes, largest.cpu().numpy())
 
     def pooled_band(self, head: int, max_cells: int = MAX_CELLS) -> PooledBand:
         """A sliding head by query and distance: no square is spent on what lies outside the window."""

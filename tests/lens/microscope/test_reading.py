@@ -135,6 +135,30 @@ def test_a_pooled_map_is_the_mean_and_maximum_of_the_dense_pattern(
     np.testing.assert_allclose(pooled.mass.sum(axis=1), 1, atol=1e-4)
 
 
+@KINDS
+@pytest.mark.parametrize("max_cells", [1, 7, 64, 512])
+def test_a_pooled_rectangle_is_the_mean_and_maximum_of_the_tile(
+    long_layers: dict[str, LayerReading], kind: str, max_cells: int
+) -> None:
+    """Also where the rectangle lies partly or wholly outside what its queries see."""
+    layer = long_layers[kind]
+    for queries, keys in (
+        (range(100, 513), range(90, 351)),
+        (range(10, 20), range(500, 700)),
+        (range(3, 698), range(5)),
+    ):
+        pooled, tile = layer.pooled(1, max_cells, queries, keys), layer.tile(1, queries, keys)
+        rows, columns = (np.arange(0, len(side), pooled.cell) for side in (queries, keys))
+        sizes = cell_sizes(len(queries), pooled.cell)[:, None] * cell_sizes(len(keys), pooled.cell)
+        sums = np.add.reduceat(np.add.reduceat(tile, rows, axis=0), columns, axis=1)
+        largest = np.maximum.reduceat(np.maximum.reduceat(tile, rows, axis=0), columns, axis=1)
+        assert (pooled.queries, pooled.keys, max(pooled.mean.shape) <= max_cells) == (queries, keys, True)
+        np.testing.assert_allclose(pooled.mean, sums / sizes, atol=1e-6)
+        np.testing.assert_allclose(pooled.max, largest, atol=1e-6)
+        if pooled.cell == 1:
+            np.testing.assert_allclose(pooled.mean, tile, atol=1e-7)
+
+
 @pytest.mark.parametrize("max_cells", [1, 17, 100, 512])
 def test_a_pooled_band_spends_no_square_outside_the_window(
     long_layers: dict[str, LayerReading], max_cells: int
@@ -250,6 +274,8 @@ def test_what_is_not_there_is_refused_in_one_sentence(tiny_model: Shard) -> None
         (lambda: layers[0].band(0, some, range(9)), "distances=range.0, 9. .* layer 0 sees distances 0 to 7"),
         (lambda: layers[1].pooled_band(0), "layer 1 is global and has no window"),
         (lambda: layers[0].pooled(0, 0), "max_cells=0 leaves nothing to draw"),
+        (lambda: layers[0].pooled(0, queries=range(9, 9)), "queries=range.9, 9. is not a stretch"),
+        (lambda: layers[0].pooled(0, keys=range(40, 51)), "keys=range.40, 51. is not a stretch"),
     ):
         with pytest.raises(MicroscopeError, match=says):
             call()

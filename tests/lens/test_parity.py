@@ -12,7 +12,7 @@ import torch
 from shardscope import Shard, ShardConfig
 from shardscope.checkpoint import save_checkpoint
 from shardscope.cli import main
-from shardscope.lens import bridge, parity, transformers_home, verify
+from shardscope.lens import bridge, parity, to_transformers, transformers_home, verify
 from shardscope.model import Shard as NativeShard
 
 pytest.importorskip("transformer_lens")
@@ -22,17 +22,43 @@ def test_a_trained_checkpoint_gets_its_certificate(
     trained_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["verify", str(trained_checkpoint)]) == 0
-    heading, *rows, verdict = capsys.readouterr().out.splitlines()
+    heading, *rows, legend, verdict = capsys.readouterr().out.splitlines()
     assert heading.split() == ["home", "dtype", "prompt", "max", "diff", "mean", "diff", "argmax", "greedy"]
     assert [row.split()[:3] for row in rows] == [
         [home, dtype, f"{prompt},"]
         for dtype in ("float32", "bfloat16")
-        for home in ("TransformerLens", "transformers")
+        for home in ("Shardscope", "TransformerLens", "transformers")
         for prompt in ("short", "long")
     ]
     assert all(row.endswith("  ok") for row in rows)
-    assert all("16/16" in row for row in rows if "float32" in row)
+    assert "float64" in legend
     assert verdict == "the homes agree"
+
+
+@pytest.mark.slow
+def test_the_built_in_model_gets_its_certificate() -> None:
+    """Its logits are ten times a tiny model's, and so is their rounding: every bound must grow with both."""
+    certificate = verify(None)
+    assert certificate.passed, "\n".join(certificate.lines())
+    assert certificate.comparisons[0].tokens == 32
+
+
+@pytest.mark.parametrize("length", [6, 60], ids=["inside the window", "past the window"])
+def test_the_exact_logits_are_those_of_stock_transformers_in_float64(trained_model: Shard, length: int) -> None:
+    """What every home is measured by is checked against code that is not ours, far below float32's rounding."""
+    tokens = torch.randint(1, 300, (1, length), generator=torch.Generator().manual_seed(0))
+    stock = to_transformers(trained_model).double()
+    stock.model.rotary_emb.float()  # the angles are float32 everywhere
+    kept = dict(trained_model.named_parameters())  # (w - 1) + 1 rounds in float32; in float64 it does not
+    stock.model.norm.weight.data = kept["ln_final.w"].detach().double() - 1
+    for index, layer in enumerate(stock.model.layers):
+        layer.input_layernorm.weight.data = kept[f"blocks.{index}.ln1.w"].detach().double() - 1
+        layer.pre_feedforward_layernorm.weight.data = kept[f"blocks.{index}.ln2.w"].detach().double() - 1
+    with torch.no_grad(), parity._NoRounding():
+        logits = stock(tokens).logits
+    exact = parity.exact_logits(trained_model, tokens)
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.slow
@@ -59,7 +85,7 @@ def test_a_window_that_is_one_too_long_is_noticed_past_the_window_only(
     assert found["transformers", "short"].max_difference < 1e-4
     assert found["transformers", "long"].max_difference > 1e-2
     assert not found["transformers", "long"].passed
-    assert found["TransformerLens", "short"].passed and found["TransformerLens", "long"].passed
+    assert all(found[home, prompt].passed for home in ("Shardscope", "TransformerLens") for prompt in ("short", "long"))
     assert certificate.lines()[-1] == "the homes DISAGREE"
 
 
@@ -95,7 +121,7 @@ def test_weights_that_are_not_numbers_fail_everywhere(
     with torch.no_grad():
         trained_model.blocks[1].mlp.W_out[0, 0] = torch.nan
     assert main(["verify", str(save_checkpoint(tmp_path / "broken", trained_model))]) == 1
-    assert capsys.readouterr().out.count("OUT OF BOUNDS") == 8
+    assert capsys.readouterr().out.count("OUT OF BOUNDS") == 12
 
 
 def test_a_checkpoint_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,47 +1,69 @@
-"""Whether two written mathematical answers say the same: `\\frac{1}{2}`, `0.5`, `1/2` and `$x = 0.5$` do.
+r"""Whether two written mathematical answers say the same: `\frac{1}{2}`, `0.5`, `1/2` and `$x = 0.5$` do.
 
-An answer is tidied (units, dollar signs, sizes of brackets and the like go), cut at the commas outside brackets, and
-each part compared as text or, if it parses, by value: both sides are evaluated at a few complex points. The parser
-knows numbers, letters, + - * / ^, implied products, brackets, roots, fractions, |x| and a few functions. Nothing is
-executed.
+An answer is tidied (dollar signs, sizes of brackets and the like go), and cut at its commas, "and"s and "or"s into
+parts. The order of a list, a set or a union does not count; that of a tuple, an interval or a matrix does. Parts that
+are words are compared as text, whatever their case; the others as text or, if they parse, by value. A unit after a
+number does not count, as in MATH's own gold answers. A single letter is a variable, its case counts.
 """
 
 from __future__ import annotations
 
-import cmath
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from shardscope.evals.math_values import same_value
+
+LONGEST = 300  # characters; the longest gold answer of MATH has 81. Beyond, only the same text is the same answer.
 
 _GONE = re.compile(
-    r"\\(?:left|right|displaystyle|quad|qquad|[!,;: ]|ldots)|\\?%|\\?\$|\^\{?\\circ\}?|\\text(?:bf|rm|it)?\{[^{}]*\}"
-    r"|\\mbox\{[^{}]*\}|\\mathrm\{[^{}]*\}"
+    r"\\(?:left|right|displaystyle|quad|qquad|ldots)(?![a-zA-Z])|\\!|\\?%|\\?\$|\"|\^?\{?(?:\\circ|°)\}?"
 )
+_SPACES = re.compile(r"\\[,;: ]|~|\s+")
 _NAMES = {
-    "\\dfrac": "\\frac",
-    "\\tfrac": "\\frac",
-    "\\cdot": "*",
-    "\\times": "*",
-    "\\div": "/",
-    "\\le": "<=",
-    "\\leq": "<=",
-    "\\ge": ">=",
-    "\\geq": ">=",
-    "−": "-",
-    "×": "*",
-    "\\lbrace": "\\{",
-    "\\rbrace": "\\}",
-    "\\infty": "oo",
+    r"\\[dtc]frac(?![a-zA-Z])": r"\\frac",
+    r"\\(?:cdot|times)(?![a-zA-Z])|[×·]": "*",
+    r"\\div(?![a-zA-Z])": "/",
+    r"\\leq?(?![a-zA-Z])|≤": "<=",
+    r"\\geq?(?![a-zA-Z])|≥": ">=",
+    r"−": "-",
+    r"\\lbrace(?![a-zA-Z])": r"\\{",
+    r"\\rbrace(?![a-zA-Z])": r"\\}",
+    r"\\[lr]?vert(?![a-zA-Z])": "|",
+    r"(?<![\\a-zA-Z])(pi|sqrt|sin|cos|tan)(?![a-zA-Z])": r"\\\1",
 }
-_FUNCTIONS: dict[str, Callable[[complex], complex]] = {
-    "sin": cmath.sin,
-    "cos": cmath.cos,
-    "tan": cmath.tan,
-    "ln": cmath.log,
-    "log": cmath.log10,
-    "exp": cmath.exp,
+_TEXT = re.compile(r"\\(?:text(?:bf|rm|it|sf)?|mbox|math(?:rm|bf|it)|operatorname)\s*\{([^{}]*)\}")
+_AND = re.compile(r"\"\s*(?:and|or)\s*\"|(?<= )(?:and|or)(?= )")
+_THOUSANDS = re.compile(r"(?<![\d(\[,.])\d{1,3}(?:,\d{3})+(?!\d)")
+_DECLARED = re.compile(r"^[a-zA-Z](?:\([a-z]\))?\s*(?:=|\\in(?![a-z]))\s*")
+_MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix)\}(.*)\\end\{\1\}", re.DOTALL)
+_BRACKETS = re.compile(r"(\\\{|[(\[])(.*)(\\\}|[)\]])", re.DOTALL)
+# A number, and behind it either what stood in \text or plain words; an exponent belongs to the unit.
+_NUMBER_AND_UNIT = re.compile(r"(.*(?:[\d)}]|\\pi))\s*(\"[^\"]*\"|(?<=[\s)}])[a-zA-Z][a-zA-Z. ]*)(?:\s*\^\{?\d\}?)?")
+_TIME = re.compile(r"\d[\d:]*[ \"]*[ap]\.? ?m\.?[ \"]*", re.IGNORECASE)
+_SHORT_UNITS = {
+    "mm",
+    "cm",
+    "km",
+    "ft",
+    "in",
+    "yd",
+    "mi",
+    "mph",
+    "kph",
+    "mg",
+    "gm",
+    "kg",
+    "lb",
+    "lbs",
+    "oz",
+    "ml",
+    "hr",
+    "hrs",
+    "min",
+    "day",
 }
-_TOKEN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+|\\[a-zA-Z]+|[a-zA-Z]|[-+*/^()\[\]{}|])")
-_POINTS = (0.7312 + 0.2141j, -1.3057 + 0.6229j, 2.2381 - 0.4172j)
 
 
 def boxed(text: str) -> str | None:
@@ -70,201 +92,136 @@ def final_answer(text: str) -> str:
 
 
 def equivalent(answer: str, gold: str) -> bool:
-    """Whether two answers say the same; a set in braces may be written in any order."""
-    ours, theirs = tidy(answer), tidy(gold)
-    if ours == theirs:
-        return bool(theirs)
-    left, right = _parts(ours), _parts(theirs)
-    if len(left) != len(right) or _brackets(ours) != _brackets(theirs):
-        return False
-    if len(left) > 1 and _brackets(ours) in (("", ""), ("\\{", "\\}")):
-        rest = list(right)
-        for part in left:
-            match = next((other for other in rest if _same(part, other)), None)
-            if match is None:
-                return False
-            rest.remove(match)
-        return True
-    return all(_same(part, other) for part, other in zip(left, right, strict=True))
+    """Whether two answers say the same. Any text may be an answer; nothing in it is executed, nothing in it raises."""
+    if max(len(answer), len(gold)) > LONGEST:
+        return answer.strip() == gold.strip()
+    ours, theirs = _parts(tidy(answer)), _parts(tidy(gold))
+    return bool(theirs) and _in_any_order(ours, theirs)
 
 
 def tidy(answer: str) -> str:
-    """Without what changes no meaning: dollar signs, units in \\text, spaces, thousands' commas, `x =` in front."""
+    r"""Without what changes no meaning: dollar signs, degrees, thousands' commas. What `\text` held stands in quotes.
+
+    A new line is a new row of a matrix.
+    """
+    rows = re.sub(r"\s+", " ", answer).split("\\\\")
+    answer = "\n".join(_SPACES.sub(" ", _GONE.sub("", row)) for row in rows).replace("{,}", ",")
     for name, plain in _NAMES.items():
-        answer = re.sub(
-            re.escape(name) + (r"(?![a-zA-Z])" if name[-1].isalpha() else ""), plain.replace("\\", r"\\"), answer
-        )
-    # An answer that is only a word in \text keeps it.
-    words = re.fullmatch(r"\\text(?:bf|rm)?\{([^{}]*)\}", answer.strip(" $."))
-    answer = words[1] if words else _GONE.sub("", answer)
-    answer = re.sub(r"(?<![\d(\[,.])\d{1,3}(?:,\d{3})+(?!\d)", lambda number: number[0].replace(",", ""), answer)
-    answer = (
-        re.sub(r"\s+", "", answer).rstrip(".").lower() if words else re.sub(r"\s+", " ", answer).strip().rstrip(".")
-    )
-    answer = re.sub(r"^[a-zA-Z](?:\([a-z]\))?\s*(?:=|\\in(?![a-z]))\s*", "", answer)
-    if re.search(r"(?<!\\)\b[a-zA-Z]{2,} [a-zA-Z]{2}", answer):
-        return answer  # words
-    return re.sub(r"(?<!\\[a-zA-Z]) (?![a-zA-Z])|(?<![a-zA-Z]) ", "", answer)
-
-
-def _brackets(answer: str) -> tuple[str, str]:
-    """The bracket around a whole tuple, interval or set; ('', '') for anything else."""
-    opening = next((mark for mark in ("\\{", "(", "[") if answer.startswith(mark)), "")
-    closing = next((mark for mark in ("\\}", ")", "]") if answer.endswith(mark)), "")
-    inner = answer[len(opening) : len(answer) - len(closing)]
-    return (opening, closing) if opening and closing and len(_cut_at_commas(inner)) > 1 else ("", "")
-
-
-def _parts(answer: str) -> list[str]:
-    opening, closing = _brackets(answer)
-    return _cut_at_commas(answer[len(opening) : len(answer) - len(closing)])
-
-
-def _cut_at_commas(text: str) -> list[str]:
-    depth, parts = 0, [""]
-    for character in text:
-        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0)
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
+        answer = re.sub(name, plain, answer)
+    answer = _AND.sub(",", _TEXT.sub(r'"\1"', answer))
+    return _THOUSANDS.sub(lambda number: number[0].replace(",", ""), answer).strip().rstrip(". ")
 
 
 def _same(left: str, right: str) -> bool:
+    """Whether two parts say the same, whatever they are."""
     if left == right:
         return True
-    try:
-        first, second = _Parser(left).whole(), _Parser(right).whole()
-    except (SyntaxError, RecursionError):
-        return False
-    try:
-        for point in _POINTS:
-            values = {chr(letter): point * (1 + 0.1 * (letter - ord("a"))) for letter in range(ord("A"), ord("z") + 1)}
-            a, b = first(values), second(values)
-            if not cmath.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9):
-                return False
-    except (ArithmeticError, ValueError):
-        return False
-    return True
+    if _is_words(left) or _is_words(right):
+        return _folded(left) == _folded(right)
+    for kind in (_union, _matrix, _bracketed):
+        ours, theirs = kind(left), kind(right)
+        if ours is not None and theirs is not None:
+            in_any_order = ours.kind in ("union", "\\{\\}")
+            compare = _in_any_order if in_any_order else _in_order
+            return ours.kind == theirs.kind and compare(ours.parts, theirs.parts)
+        if ours is not None or theirs is not None:
+            return False
+    return any(_same_single(a, b) for a in _readings(left) for b in _readings(right))
 
 
-Value = Callable[[Mapping[str, complex]], complex]
+def _same_single(left: str, right: str) -> bool:
+    return left.replace(" ", "") == right.replace(" ", "") or same_value(left, right)
 
 
-class _Parser:
-    """Recursive descent: sum, product, power, atom. Raises SyntaxError for what it does not know."""
-
-    def __init__(self, text: str) -> None:
-        self.tokens: list[str] = []
-        at = 0
-        while at < len(text):
-            match = _TOKEN.match(text, at)
-            if match is None:
-                raise SyntaxError(text)
-            self.tokens.append(match[1])
-            at = match.end()
-        self.at = 0
-
-    def whole(self) -> Value:
-        value = self.sum()
-        if self.at < len(self.tokens) or not self.tokens:
-            raise SyntaxError("a rest is left")
-        return value
-
-    def peek(self) -> str:
-        return self.tokens[self.at] if self.at < len(self.tokens) else ""
-
-    def take(self, wanted: str | None = None) -> str:
-        token = self.peek()
-        if not token or (wanted is not None and token != wanted):
-            raise SyntaxError(f"{token!r} in place of {wanted!r}")
-        self.at += 1
-        return token
-
-    def sum(self) -> Value:
-        value = self.product()
-        while self.peek() in ("+", "-"):
-            value = _binary(self.take(), value, self.product())
-        return value
-
-    def product(self) -> Value:
-        value = self.signed()
-        while (token := self.peek()) and token not in ("+", "-", ")", "]", "}", "|"):
-            if token in ("*", "/"):
-                value = _binary(self.take(), value, self.signed())
-            else:
-                # 3\\frac{1}{2} is a mixed number when digits stand before it, an implied product else.
-                mixed = token == "\\frac" and self.tokens[self.at - 1].isdigit()
-                value = _binary("+" if mixed else "*", value, self.power())
-        return value
-
-    def signed(self) -> Value:
-        if self.peek() in ("+", "-"):
-            return _binary(self.take(), lambda _: 0j, self.signed())
-        return self.power()
-
-    def power(self) -> Value:
-        base = self.atom()
-        if self.peek() == "^":
-            self.take()
-            return _binary("^", base, self.signed())
-        return base
-
-    def atom(self) -> Value:
-        token = self.take()
-        if token[0].isdigit() or token[0] == ".":
-            number = float(token)
-            return lambda _: complex(number)
-        if token in ("(", "[", "{", "|"):
-            inner = self.sum()
-            self.take({"(": ")", "[": "]", "{": "}", "|": "|"}[token])
-            return inner if token != "|" else lambda values: complex(abs(inner(values)))
-        if token == "\\pi":
-            return lambda _: complex(cmath.pi)
-        if token in ("\\frac", "\\binom"):
-            above, below = self.argument(), self.argument()
-            if token == "\\binom":
-                raise SyntaxError(token)
-            return _binary("/", above, below)
-        if token == "\\sqrt":
-            degree: Value = lambda _: 2 + 0j  # noqa: E731
-            if self.peek() == "[":
-                self.take()
-                degree = self.sum()
-                self.take("]")
-            radicand = self.argument()
-            return _binary("^", radicand, _binary("/", lambda _: 1 + 0j, degree))
-        if token.removeprefix("\\") in _FUNCTIONS and token.startswith("\\"):
-            function, argument = _FUNCTIONS[token[1:]], self.power()
-            return lambda values: function(argument(values))
-        if len(token) == 1 and token.isalpha():
-            return lambda values: values[token]
-        raise SyntaxError(token)
-
-    def argument(self) -> Value:
-        r"""What follows \frac or \sqrt: a group in braces, or one digit as in \frac12."""
-        token = self.peek()
-        if token.isdigit() and len(token) > 1:
-            self.tokens[self.at : self.at + 1] = list(token)
-        return self.atom()
+def _in_any_order(ours: Sequence[str], theirs: Sequence[str]) -> bool:
+    rest = list(theirs)
+    for part in ours if len(ours) == len(theirs) else ():
+        match = next((other for other in rest if _same(part, other)), None)
+        if match is None:
+            return False
+        rest.remove(match)
+    return not rest
 
 
-def _binary(operator: str, left: Value, right: Value) -> Value:
-    match operator:
-        case "+":
-            return lambda values: left(values) + right(values)
-        case "-":
-            return lambda values: left(values) - right(values)
-        case "*":
-            return lambda values: left(values) * right(values)
-        case "/":
-            return lambda values: left(values) / right(values)
-        case _:
-            return lambda values: _power(left(values), right(values))
+def _in_order(ours: Sequence[str], theirs: Sequence[str]) -> bool:
+    return len(ours) == len(theirs) and all(map(_same, ours, theirs))
 
 
-def _power(base: complex, exponent: complex) -> complex:
-    if abs(exponent) > 1000:
-        raise OverflowError("an exponent beyond 1000")
-    return complex(base**exponent)
+# ------------------------------------------------------------------------------------------------ what it is made of
+
+
+class _Several(NamedTuple):
+    kind: str  # its brackets, and for a matrix the lengths of its rows
+    parts: list[str]
+
+
+def _union(part: str) -> _Several | None:
+    pieces = _cut(part, "\\cup")
+    return _Several("union", pieces) if len(pieces) > 1 else None
+
+
+def _matrix(part: str) -> _Several | None:
+    found = _MATRIX.fullmatch(part)
+    if found is None:
+        return None
+    rows = [row.split("&") for row in found[2].strip().split("\n")]
+    kind = "determinant" if found[1][0] in "vV" else "matrix"
+    return _Several(f"{kind} {[len(row) for row in rows]}", [cell.strip() for row in rows for cell in row])
+
+
+def _bracketed(part: str) -> _Several | None:
+    """A tuple, an interval or a set; a bracket around a single value, or several brackets in a row, are neither."""
+    found = _BRACKETS.fullmatch(part)
+    if found is None or min(_depths(found[2]), default=0) < 0:
+        return None
+    inner = _parts(found[2])
+    return _Several(found[1] + found[3], inner) if len(inner) > 1 or found[1] == "\\{" else None
+
+
+def _parts(text: str) -> list[str]:
+    r"""What stands between the commas outside brackets, without "x =" in front; `a \pm b` is two parts."""
+    found = []
+    for part in _cut(text, ","):
+        part = _DECLARED.sub("", part)
+        signs = "+-" if part.count("\\pm") == 1 else [r"\pm"]
+        found += [part.replace("\\pm", sign).strip() for sign in signs]
+    return [part for part in found if part]
+
+
+def _cut(text: str, mark: str) -> list[str]:
+    """At every `mark` outside brackets."""
+    begin, pieces = 0, []
+    for at, depth in enumerate(_depths(text)):
+        if depth == 0 and at >= begin and text.startswith(mark, at):
+            pieces.append(text[begin:at])
+            begin = at + len(mark)
+    return [piece.strip() for piece in [*pieces, text[begin:]]]
+
+
+def _depths(text: str) -> list[int]:
+    """For every character how many brackets are open after it."""
+    return list(accumulate(int(character in "([{") - int(character in ")]}") for character in text))
+
+
+def _is_words(part: str) -> bool:
+    r"""Letters and nothing mathematical, at least two in a row: `on` is no product. All of a `\text`; a time of day."""
+    if _TIME.fullmatch(part):
+        return True
+    quoted = re.fullmatch(r"\"[^\"]*\"", part) is not None
+    plain = re.fullmatch(r"[^\W\d_][\w .:'\"]*", part) is not None and not re.search(r"\d[^\W\d_]|[^\W\d_]\d|_", part)
+    return (quoted or plain) and re.search(r"[^\W\d_]{2}", part) is not None
+
+
+def _folded(words: str) -> str:
+    return re.sub(r"[\s\".]", "", words).casefold()
+
+
+def _readings(part: str) -> list[str]:
+    """The part itself, and if it is a number with a unit, the number alone."""
+    readings = [part.replace('"', " ").strip()]
+    if (found := _NUMBER_AND_UNIT.fullmatch(part)) and re.search(r"\d|\\pi", found[1]):
+        words = found[2].replace(".", "").replace('"', " ").casefold().split()
+        quoted = found[2].startswith('"')
+        if all(quoted or len(word) > 3 or word in _SHORT_UNITS for word in words):
+            readings.append(found[1].replace('"', " ").strip())
+    return readings

@@ -6,14 +6,18 @@ be cut along each. The card's own three sums come first; the package's training 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from fractions import Fraction
+from functools import cache
 from random import Random
-from typing import Any
+from typing import Any, cast
 
+from shardscope.checkpoint import BUILT_IN
 from shardscope.failures import label
 from shardscope.failures.answers import stated_answer
 from shardscope.failures.labels import WORDS
+from shardscope.generate import StopReason
+from shardscope.tokenizer import Tokenizer
 
 SEED = 41
 COUNT = 240
@@ -27,6 +31,7 @@ WORD = {"+": "plus", "-": "minus", "*": "times"}
 CARD = ((12, "+", 7, "compute"), (23, "+", 19, "question"), (17, "*", 23, "solve"))
 # What can be wrong with an answer; "other" is a wrong number without a name.
 KINDS = (*WORDS.values(), "no_number", "other")
+OPERATION = {"+": "add", "-": "subtract", "*": "multiply"}
 
 
 def problems(count: int = COUNT, seed: int = SEED) -> list[dict[str, Any]]:
@@ -74,32 +79,64 @@ def carries(a: int, sign: str, b: int) -> int:
     return count
 
 
-def digit_accuracy(text: str, answer: str) -> float:
+def stated_number(text: str) -> str | None:
+    """The number that the first line with anything in it states: after its last "answer is", "=" or "####", if any.
+
+    Its sign counts, its thousands' commas do not. Later lines are other business: a model that has answered goes on.
+    """
+    line = next((line for line in text.splitlines() if line.strip()), "")
+    found = stated_answer(line)
+    if found is None:
+        return None
+    sign = "-" if line[: found.start()].endswith(("-", "−")) else ""
+    return sign + found[0].replace(",", "")
+
+
+def digit_accuracy(stated: str | None, answer: str) -> float:
     """The share of the answer's digits that the stated number has in the same place, counted from the right."""
-    stated = stated_answer(text)
-    given = re.sub(r"\..*|,", "", stated[0]) if stated else ""
-    right = sum(x == y for x, y in zip(reversed(given), reversed(answer.lstrip("-")), strict=False))
-    return right / max(len(answer.lstrip("-")), len(given))
+    given = (stated or "").lstrip("-").partition(".")[0]
+    right = sum(x == y for x, y in zip(reversed(given), reversed(answer), strict=False))
+    return right / max(len(answer), len(given))
 
 
 def judge(row: dict[str, Any], text: str) -> dict[str, float]:
-    """Exact match, digit accuracy, and for each failure kind 1 if it is what is wrong with the answer."""
-    stated = stated_answer(text)
-    exact = stated is not None and stated[0].replace(",", "") == row["answer"]
+    """Exact match, over all and by what the problem consists of; digit accuracy; what is wrong with a wrong answer.
+
+    A problem has a value for its own operation, digits and carries only, so that a mean is over those problems.
+    """
+    stated = stated_number(text)
+    exact = stated is not None and Fraction(stated) == Fraction(row["answer"])
     found = "" if exact else _failure(row, text, stated is not None)
     return {
         "exact_match": float(exact),
-        "digit_accuracy": digit_accuracy(text, row["answer"]),
+        "digit_accuracy": digit_accuracy(stated, row["answer"]),
+        **{f"exact_match_{part}": float(exact) for part in _consists_of(row)},
         **{kind.replace(" ", "_"): float(kind == found) for kind in KINDS},
     }
 
 
+def _consists_of(row: dict[str, Any]) -> tuple[str, str, str]:
+    return OPERATION[row["operation"]], f"{row['digits']}_digit", "carry" if row["carries"] else "no_carry"
+
+
 def _failure(row: dict[str, Any], text: str, stated: bool) -> str:
-    # Characters in the place of tokens: the harness gives the text alone. Its end is a stop text, not the model's.
-    labels = label(row["prompt"], text, [ord(c) for c in text], "stop", 1, domain="math", gold=row["answer"])
+    """The failure label of a wrong answer, all its lines. The harness tells neither its tokens nor why it ended.
+
+    So it is cut into the tokens of the built-in model, whichever model wrote it, and only an empty text ended early.
+    """
+    tokenizer = _yardstick()
+    ids, reason = tokenizer.encode(text), cast(StopReason, "stop" if text.strip() else "eos")
+    labels = label(
+        row["prompt"], text, ids, reason, len(ids) + 1, domain="math", gold=row["answer"], tokenizer=tokenizer
+    )
     if labels.primary != "ok":
         return WORDS[labels.primary]
     return "other" if stated else "no_number"
+
+
+@cache
+def _yardstick() -> Tokenizer:
+    return Tokenizer.load(BUILT_IN)
 
 
 def _near_misses(answer: int, a: int, b: int, rng: Random) -> list[int]:

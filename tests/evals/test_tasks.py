@@ -53,6 +53,22 @@ def test_real_files_give_the_prompts_and_choices_of_lm_evals_own_arc() -> None:
     assert all(tasks.score_math(row, [row["solution"]]) == {"exact_match": 1.0} for row in maths[::50])
 
 
+@pytest.mark.parametrize("name", ["shard_math", "shard_math_likelihood"])
+def test_the_examples_of_math_are_our_own_with_their_solutions(name: str) -> None:
+    task = loaded([name], ROOT / "evals" / "sample")[name]
+    docs = list(task.test_docs())
+    for doc in docs:
+        prompt = task.fewshot_context(doc, 8)
+        shown = prompt.removesuffix(f"Problem: {doc['problem']}\nSolution:")
+        assert shown.count("\nSolution: ") == shown.count("\\boxed{") == 8
+        assert not any(other["problem"] in shown for other in docs)
+    for example in task.config.fewshot_config.samples:  # each is a task that its own solution solves
+        assert tasks.score_math(example, [example["solution"]]) == {"exact_match": 1.0}
+    if (DATA / "hendrycks_math").is_dir():
+        real = {doc["problem"] for doc in loaded([name], DATA)[name].test_docs()}
+        assert not real & {example["problem"] for example in task.config.fewshot_config.samples}
+
+
 def test_the_environment_variable_names_the_data_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(tasks.VARIABLE, str(ROOT / "evals" / "sample"))
     assert len(tasks.rows("allenai/ai2_arc", "ai2_arc", ["ARC-Easy"])["test"]) == 20

@@ -252,6 +252,11 @@ class TrainConfig:
         "auto", help="arithmetic of the matmuls; auto: bfloat16 on CUDA"
     )
     compile: Literal["auto", "on", "off"] = choice("auto", help="torch.compile; auto: on CUDA")
+    parallel: Literal["ddp", "fsdp"] = choice(
+        "ddp",
+        help="several processes: ddp, each holds all weights; fsdp, each holds a share of weights, gradients and "
+        "optimizer state (FSDP2), for models that outgrow one GPU",
+    )
     fp8: bool = choice(
         False, help="MLP matmuls in 8-bit floats, on Hopper and Ada GPUs; docs/training.md shows what it costs"
     )

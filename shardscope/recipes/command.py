@@ -43,6 +43,9 @@ def run_recipe(phase: str, doc: str | None, argv: Sequence[str] | None = None) -
     except (ConfigError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted before the first step; the same command begins again", file=sys.stderr)
+        return 130
     if is_main_process():
         print(_closing_words(outcome))
     return 0
@@ -60,8 +63,9 @@ def _probe(model: Shard) -> list[dict[str, Any]]:
 def _closing_words(outcome: Outcome) -> str:
     lines = [f"{outcome.status} at step {outcome.step}: {outcome.reason}", f"checkpoint: {outcome.checkpoint}"]
     if outcome.scores:
+        when = "" if outcome.evaluated == outcome.step else f", at step {outcome.evaluated}"
         lines += [
-            f"held-out {name}: loss {score.loss:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte"
+            f"held-out {name}{when}: loss {score.loss:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte"
             for name, score in outcome.scores.items()
         ]
     return "\n".join(lines)

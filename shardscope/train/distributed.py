@@ -1,6 +1,6 @@
 """One process or many: who am I, what do we agree on, who writes.
 
-Started by torchrun (or Slurm's equivalent environment) every process holds the same weights, takes its rows of each
+Started by torchrun, every process holds the same weights, takes its rows of each
 batch, and averages gradients through DistributedDataParallel. A single process is a world of one and pays nothing.
 """
 
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -18,6 +20,9 @@ from torch import Tensor, nn
 from shardscope.config import ConfigError
 
 T = TypeVar("T")
+
+# The others wait while the first process tokenizes a corpus; the library's ten minutes would end the run.
+PATIENCE = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class World:
         if place.type == "cuda":
             torch.cuda.set_device(place)
         if size > 1:
-            dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+            dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
         return cls(rank, size, place)
 
     def __enter__(self) -> World:
@@ -63,6 +68,11 @@ class World:
         dist.barrier()
         return done if self.main and done is not None else work()
 
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """`module` with its gradients averaged over the world."""
         if self.size == 1:
@@ -70,6 +80,12 @@ class World:
         return nn.parallel.DistributedDataParallel(
             module, device_ids=[self.device] if self.device.type == "cuda" else None
         )
+
+    def without_averaging(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Gradients that are computed in here are added up on each rank and averaged with the next ones outside."""
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            return module.no_sync()
+        return nullcontext()
 
     def mean(self, value: Tensor) -> Tensor:
         """The average of a tensor over the world."""

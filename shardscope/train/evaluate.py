@@ -37,7 +37,7 @@ class Score:
         return {"loss": self.loss, "bits_per_byte": self.bits_per_byte, "tokens": self.tokens, "bytes": self.bytes}
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what FSDP gathers meanwhile is used in training again
 def evaluate(
     model: Shard,
     holdouts: Mapping[str, Holdout],

@@ -10,6 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,17 @@ from shardscope.train.evaluate import Score, evaluate
 from shardscope.train.flops import datasheet_flops, flops_per_token
 from shardscope.train.interrupt import Stop
 from shardscope.train.metrics import Metrics, NoMetrics, open_loggers
-from shardscope.train.run import prune
+from shardscope.train.run import claimed_folder, newest_checkpoint, prune
 from shardscope.train.schedule import decay_start, lr_factor, phase_of
 from shardscope.train.sentinel import report, singular_values
 from shardscope.train.setup import Setup, set_up
+from shardscope.train.sharding import gathered, whole_model
 
 Probe = Callable[[Shard], list[dict[str, Any]]]
+
+# Steps between taking a step and reading its numbers. An accelerator's are read one step late, so that the host never
+# waits for the step it has just begun.
+LAG = {"cpu": 0}
 
 
 class TrainingError(RuntimeError):
@@ -48,6 +54,7 @@ class Outcome:
     step: int
     checkpoint: Path
     scores: dict[str, Score]
+    evaluated: int = 0  # the step at which `scores` were taken
 
 
 def train(recipe: Recipe, *, probe: Probe | None = None, progress: bool = True) -> Outcome:
@@ -56,28 +63,30 @@ def train(recipe: Recipe, *, probe: Probe | None = None, progress: bool = True) 
     `probe` makes sample records every `train.sample_every` steps. Raises ConfigError for a recipe that does not
     fit its folder, data or checkpoint, and TrainingError after too many non-finite steps in a row.
     """
-    with World.join(recipe.train.device) as world:
+    # The budget counts from here: tokenizing and compiling are part of what a borrowed machine is paid for.
+    stop = Stop(recipe.train.max_minutes, recipe.train.grace_seconds)
+    with World.join(recipe.train.device) as world, claimed_folder(recipe) if world.main else nullcontext():
+        world.wait()
         setup = set_up(recipe, world, progress=progress and world.main)
         metrics = Metrics(recipe.folder, open_loggers(recipe)) if world.main else NoMetrics()
         try:
-            return Loop(setup, metrics, probe, progress and world.main).run()
+            return Loop(setup, metrics, stop, probe, progress and world.main).run()
         finally:
             metrics.close()
 
 
 class Loop:
-    def __init__(self, setup: Setup, metrics: Metrics, probe: Probe | None, progress: bool) -> None:
-        self.setup, self.metrics, self.probe = setup, metrics, probe
+    def __init__(self, setup: Setup, metrics: Metrics, stop: Stop, probe: Probe | None, progress: bool) -> None:
+        self.setup, self.metrics, self.stop, self.probe = setup, metrics, stop, probe
         self.recipe, self.world = setup.recipe, setup.world
         self.step = setup.step
-        self.skipped = 0
         self.scores: dict[str, Score] = {}
+        self.evaluated = -1
         self.readings = Readings(self.recipe, setup, metrics, progress)
-        self.stop = Stop(self.recipe.train.max_minutes, self.recipe.train.grace_seconds)
 
     def run(self) -> Outcome:
         settings, schedule = self.recipe.train, self.recipe.schedule
-        if self.step >= schedule.steps:
+        if self.setup.finished:
             return self._outcome("finished", "every step was already done")
         self.metrics.write("event", self.step, event="start", **self.setup.describe())
         with self.stop, self.readings, self._batches() as batches:
@@ -97,24 +106,27 @@ class Loop:
                 ):
                     self._save("unfinished", "")
             self.readings.catch_up()
-            if self.step == schedule.steps:
+            if self.step == schedule.steps and self.evaluated < self.step:
+                self._evaluate()  # a signal ended the last one
+            if self.step == schedule.steps and (self.evaluated == self.step or not self.world.main):
                 return self._end("finished", "every step is done")
             return self._end("paused early", self.stop.reason or "another process was stopped")
 
     def _take_step(self, batch: Batch) -> bool:
         """One optimizer step; False if it was abandoned because the run should stop."""
         window = batch.tokens.to(self.world.device, non_blocking=True)
-        micro = self.recipe.train.micro_batch // self.world.size or len(window)
-        parts = window.split(micro)
+        parts = window.split(self.recipe.train.micro_batch or len(window))
         totals: dict[str, Tensor] = {}
-        for part in parts:
+        for number, part in enumerate(parts, start=1):
             if self.world.size == 1 and self.stop.reason is not None:
                 self.setup.optimizer.zero_grad()
                 return False
-            loss, found = self.setup.objective(part)
-            (loss / len(parts)).backward()
+            share, last = len(part) / len(window), number == len(parts)
+            with nullcontext() if last else self.world.without_averaging(self.setup.objective):
+                loss, found = self.setup.objective(part)
+                (loss * share).backward()
             for name, value in {"loss": loss.detach(), **found}.items():
-                totals[name] = totals.get(name, 0) + value / len(parts)
+                totals[name] = totals.get(name, 0) + value * share
         factor = lr_factor(self.step, self.recipe.schedule)
         # Averaged, because every process has to come to the same verdict on the step.
         totals["grad_norm"] = self.setup.optimizer.step(factor, self.world.mean(totals["loss"]))
@@ -136,25 +148,27 @@ class Loop:
         )
 
     def _evaluate(self) -> None:
-        if not self.world.main:
+        self.readings.catch_up()  # on every rank: they average what they read
+        # Where ranks share the weights, none of them can compute alone.
+        together = self.setup.sharded
+        if not (self.world.main or together):
             return
-        self.readings.catch_up()
         self.setup.model.eval()
-        with self.setup.objective_module.arithmetic():
-            scores = evaluate(
-                self.setup.model,
-                self.setup.data.holdouts,
-                batch_size=max(1, (65_536 if self.world.device.type == "cuda" else 4_096) // self.recipe.data.seq_len),
-                stop=lambda: self.stop.reason is not None,
-            )
+        scores = evaluate(
+            self.setup.model,
+            self.setup.data.holdouts,
+            batch_size=max(1, (65_536 if self.world.device.type == "cuda" else 4_096) // self.recipe.data.seq_len),
+            logits=self.setup.objective_module.logits,
+            stop=lambda: self.world.any(self.stop.reason is not None) if together else self.stop.reason is not None,
+        )
         self.setup.model.train()
         if scores is not None:
-            self.scores = scores
+            self.scores, self.evaluated = scores, self.step
             self.metrics.write("eval", self.step, **{name: score.to_dict() for name, score in scores.items()})
             self.readings.held_out = scores["all"].bits_per_byte
 
     def _look_at_rank(self) -> None:
-        if not self.world.main:
+        if not (self.world.main or self.setup.sharded):
             return
         found = singular_values(self.setup.model)
         lost = [value.name for value in found if value.lost_rank]
@@ -168,17 +182,20 @@ class Loop:
         )
 
     def _sample(self, probe: Probe) -> None:
-        if not self.world.main:
+        model = whole_model(self.setup.model, keep=self.world.main)
+        if model is None:
             return
-        self.setup.model.eval()
-        for record in probe(self.setup.model):
+        model.eval()
+        for record in probe(model):
             self.metrics.write("sample", self.step, **record)
         self.setup.model.train()
 
     def _save(self, status: str, reason: str) -> Path:
         self.readings.catch_up()
         folder = checkpoint_folder(self.recipe.folder, self.step)
-        phase = phase_of(self.step - 1, self.recipe.schedule) if self.step else "warmup"
+        phase = phase_of(max(self.step - 1, 0), self.recipe.schedule)
+        weights = gathered(self.setup.model.state_dict(), keep=self.world.main)
+        optimizer = gathered(self.setup.optimizer.state_dict(), keep=self.world.main)
         if self.world.main:
             facts = {
                 "steps": self.recipe.schedule.steps,
@@ -192,9 +209,10 @@ class Loop:
             }
             save_checkpoint(
                 folder,
-                self.setup.model,
+                weights,
+                config=self.setup.model.config,
                 tokenizer=self.setup.tokenizer,
-                state=TrainingState(step=self.step, facts=facts, optimizer=self.setup.optimizer.state_dict()),
+                state=TrainingState(step=self.step, facts=facts, optimizer=optimizer),
                 notes={"recipe": self.recipe.name, "step": self.step, "phase": phase, "tokens": facts["tokens"]},
             )
             prune(self.recipe.folder, self.recipe.train.keep)
@@ -207,21 +225,18 @@ class Loop:
 
     def _outcome(self, status: str, reason: str, checkpoint: Path | None = None) -> Outcome:
         folder = checkpoint or checkpoint_folder(self.recipe.folder, self.step)
-        return Outcome(status, reason, self.step, folder, self.scores)
+        return Outcome(status, reason, self.step, folder, self.scores, self.evaluated)
 
 
 class Readings:
-    """The numbers of each step: read from the device, logged, shown, and judged.
-
-    On an accelerator they are read one step late, so that the host never waits for the step it has just begun.
-    """
+    """The numbers of each step: read from the device, logged, shown, and judged."""
 
     def __init__(self, recipe: Recipe, setup: Setup, metrics: Metrics, progress: bool) -> None:
         self.recipe, self.setup, self.metrics = recipe, setup, metrics
         self.sentinel, self.held_out = "", math.nan
         self.skipped, self.bad_in_a_row = setup.skipped, 0
         self.seconds = setup.seconds
-        self._lag = 0 if setup.world.device.type == "cpu" else 1
+        self._lag = LAG.get(setup.world.device.type, 1)
         self._waiting: deque[tuple[int, float, dict[str, Tensor]]] = deque()
         self._logged_at = (setup.step, time.perf_counter())
         self._flops = flops_per_token(setup.model.config, recipe.data.seq_len)
@@ -268,10 +283,12 @@ class Readings:
         found = {name: repr(values[name]) for name in ("loss", "grad_norm")}
         self.metrics.write("event", step + 1, event="skipped step", **found)
         if self.bad_in_a_row >= self.recipe.train.max_bad_steps:
+            kept = newest_checkpoint(self.recipe.folder)
             raise TrainingError(
-                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}, the {self.bad_in_a_row}th "
-                f"step in a row that is not finite (train.max_bad_steps); weights and the last checkpoint in "
-                f"{self.recipe.folder} are intact. Its batch: {self._batch_documents(step)}"
+                f"step {step + 1}: loss {values['loss']}, gradient norm {values['grad_norm']}; {self.bad_in_a_row} "
+                f"steps in a row were not finite (train.max_bad_steps). They changed no weight, and "
+                f"{f'the checkpoint {kept} is intact' if kept else 'no checkpoint had been saved yet'}. "
+                f"The batch of step {step + 1}: {self._batch_documents(step)}"
             )
 
     def _batch_documents(self, step: int) -> str:

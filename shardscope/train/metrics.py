@@ -1,12 +1,13 @@
 """Where a run's numbers go: metrics.jsonl always, the progress line, and TensorBoard or Weights & Biases on request.
 
 A line of metrics.jsonl is one JSON object with `kind` ("train", "eval", "sentinel", "sample" or "event"), `step`
-(optimizer steps done when it was written) and `time` (seconds since the epoch).
+(optimizer steps done when it was written) and `time` (seconds since the epoch). A number that is not finite is null.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ class Metrics:
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
         self._file.flush()
         scalars = {f"{kind}/{name}": value for name, value in _flat(values) if isinstance(value, (int, float))}
         for logger in self.loggers:
@@ -79,11 +80,11 @@ def read_metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
     return lines
 
 
-def rewind(folder: Path, step: int) -> None:
-    """Drop what was logged after `step`: a resumed run writes those lines again."""
+def rewind(folder: Path, step: int | None) -> None:
+    """Drop what was logged after `step` (None: everything): a resumed run writes those lines again."""
     if not (folder / FILE).exists():
         return
-    kept = [line for line in read_metrics(folder) if line["step"] <= step]
+    kept = [line for line in read_metrics(folder) if step is not None and line["step"] <= step]
     partial = folder / f".{FILE}.partial"
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     os.replace(partial, folder / FILE)
@@ -139,3 +140,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{name}/")
         else:
             yield prefix + name, value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value

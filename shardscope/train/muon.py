@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shardscope.config import OptimizerConfig
+from shardscope.train.sharding import as_sharded, local, part_of, whole
 
 NEWTON_SCHULZ = 8 * ((3.4445, -4.7750, 2.0315),) + 2 * ((2.0, -1.5, 0.5),)
 
@@ -134,7 +135,7 @@ class ShardOptimizer:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         if len(gradients) < len(self.parameters):
             raise ValueError("a parameter has no gradient; call backward() before step()")
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         clipped = (self.config.clip / (norm + 1e-6)).clamp(max=1.0) if self.config.clip else torch.ones_like(norm)
         finite = norm.isfinite() if loss is None else norm.isfinite() & loss.isfinite()
         gradient = _Gradient(scale=clipped, finite=finite)
@@ -147,7 +148,10 @@ class ShardOptimizer:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Plain tensors by name, shaped like the parameter: `.momentum`, or `.exp_avg`, `.exp_avg_sq`; and `.steps`."""
+        """Tensors by name, shaped like the parameter: `.momentum`, or `.exp_avg`, `.exp_avg_sq`; and `.steps`.
+
+        What the ranks share, `sharding.gathered` makes whole.
+        """
         state: dict[str, Tensor] = {}
         for update in self.updates:
             state |= update.state_dict()
@@ -155,7 +159,10 @@ class ShardOptimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave. Raises ValueError that names what is missing, left over, or misshapen."""
+        """Take over what `state_dict` gave, made whole.
+
+        Raises ValueError that names what is missing, left over, or misshapen.
+        """
         own = self.state_dict()
         for verb, names in (("lacks", own.keys() - state.keys()), ("has an unknown", state.keys() - own.keys())):
             if names:
@@ -178,85 +185,97 @@ class _Gradient:
     finite: Tensor  # a bool; False: this step changes nothing
 
 
-class _Muon:
-    """Muon for matrices of one shape. The momentum of all of them is one tensor [matrix rows cols]."""
+class _Together:
+    """Parameters that are updated together: this rank's parts of all of them as one long vector."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = dict(parameters)
+
+    @property
+    def parts(self) -> list[Tensor]:
+        return [local(p) for p in self.parameters.values()]
+
+    def gradients(self) -> Float[Tensor, " element"]:
+        return self._flat(p.grad for p in self.parameters.values() if p.grad is not None)
+
+    def zeros(self) -> Float[Tensor, " element"]:
+        return torch.zeros_like(self._flat(self.parts))
+
+    def named(self, flat: Float[Tensor, " element"]) -> dict[str, Tensor]:
+        """What `flat` holds for each parameter: a view in its shape, shared among the ranks as it is."""
+        parts = flat.split([part.numel() for part in self.parts])
+        return {name: as_sharded(part, p) for (name, p), part in zip(self.parameters.items(), parts, strict=True)}
+
+    def take_over(self, flat: Float[Tensor, " element"], state: Mapping[str, Tensor], key: str) -> None:
+        """Fill `flat` from whole tensors."""
+        flat.copy_(self._flat(part_of(state[f"{name}.{key}"], p) for name, p in self.parameters.items()))
+
+    def _flat(self, tensors: Iterable[Tensor]) -> Float[Tensor, " element"]:
+        return torch.cat([local(tensor).reshape(-1) for tensor in tensors])
+
+
+class _Muon(_Together):
+    """Muon for matrices of one shape."""
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, group: dist.ProcessGroup | None
     ) -> None:
-        self.parameters, self.config, self.group = dict(parameters), config, group
-        self.momentum = torch.zeros_like(self._stack(p.detach() for p in self.parameters.values()))
-        self.scale = 0.18 * max(self.momentum.shape[1:]) ** 0.5
+        super().__init__(parameters)
+        self.config, self.group = config, group
+        self.momentum = self.zeros()
 
     def step(self, gradient: _Gradient, lr_scale: float) -> None:
-        raw = self._stack(p.grad for p in self.parameters.values() if p.grad is not None)
+        raw = self.gradients()
         update = _compiled(_nesterov, raw)(raw, self.momentum, gradient.scale, gradient.finite, self.config.momentum)
-        lr = self.config.lr * lr_scale
+        matrices = torch.stack([as_matrix(name, whole(part)) for name, part in self.named(update).items()])
+        lr, scale = self.config.lr * lr_scale, 0.18 * max(matrices.shape[1:]) ** 0.5
         decay = torch.where(gradient.finite, 1 - lr * self.config.weight_decay, 1.0)
-        move = orthogonalise(update, self.group) * torch.where(gradient.finite, -lr * self.scale, 0.0)
-        weights: list[Tensor] = list(self.parameters.values())
-        moves = [from_matrix(name, move[i], p) for i, (name, p) in enumerate(self.parameters.items())]
-        torch._foreach_mul_(weights, decay)
-        torch._foreach_add_(weights, moves)
+        move = orthogonalise(matrices, self.group) * torch.where(gradient.finite, -lr * scale, 0.0)
+        moves = [part_of(from_matrix(name, move[i], p), p) for i, (name, p) in enumerate(self.parameters.items())]
+        torch._foreach_mul_(self.parts, decay)
+        torch._foreach_add_(self.parts, moves)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {
-            f"{name}.momentum": from_matrix(name, self.momentum[i], p).contiguous()
-            for i, (name, p) in enumerate(self.parameters.items())
-        }
+        return {f"{name}.momentum": tensor for name, tensor in self.named(self.momentum.clone()).items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.momentum.copy_(self._stack(state[f"{name}.momentum"] for name in self.parameters))
-
-    def _stack(self, tensors: Iterable[Tensor]) -> Float[Tensor, "matrix rows cols"]:
-        named = zip(self.parameters, tensors, strict=True)
-        return torch.stack([as_matrix(name, tensor) for name, tensor in named])
+        self.take_over(self.momentum, state, "momentum")
 
 
-class _AdamW:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over all its parameters as one long vector."""
+class _AdamW(_Together):
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, lr: float, decay: float
     ) -> None:
-        self.parameters, self.betas, self.lr, self.decay = dict(parameters), config.betas, lr, decay
-        flat = self._flat(p.detach() for p in self.parameters.values())
-        self.exp_avg, self.exp_avg_sq = torch.zeros_like(flat), torch.zeros_like(flat)
-        self.steps = torch.zeros((), device=flat.device)
+        super().__init__(parameters)
+        self.betas, self.lr, self.decay = config.betas, lr, decay
+        self.exp_avg, self.exp_avg_sq = self.zeros(), self.zeros()
+        self.steps = torch.zeros((), device=self.exp_avg.device)
 
     def step(self, gradient: _Gradient, lr_scale: float) -> None:
-        raw = self._flat(p.grad for p in self.parameters.values() if p.grad is not None)
+        raw = self.gradients()
         self.steps += gradient.finite
         direction = _compiled(_adam, raw)(
             raw, self.exp_avg, self.exp_avg_sq, self.steps, gradient.scale, gradient.finite, *self.betas
         )
         lr = self.lr * lr_scale
         move = direction * torch.where(gradient.finite, -lr, 0.0)
-        weights: list[Tensor] = list(self.parameters.values())
         if self.decay:
-            torch._foreach_mul_(weights, torch.where(gradient.finite, 1 - lr * self.decay, 1.0))
-        torch._foreach_add_(weights, self._split(move))
+            torch._foreach_mul_(self.parts, torch.where(gradient.finite, 1 - lr * self.decay, 1.0))
+        torch._foreach_add_(self.parts, [local(part) for part in self.named(move).values()])
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {f"{name}.steps": self.steps.clone() for name in self.parameters}
         for key, flat in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
-            state |= {
-                f"{name}.{key}": part.clone() for name, part in zip(self.parameters, self._split(flat), strict=True)
-            }
+            state |= {f"{name}.{key}": tensor for name, tensor in self.named(flat.clone()).items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.exp_avg.copy_(self._flat(state[f"{name}.exp_avg"] for name in self.parameters))
-        self.exp_avg_sq.copy_(self._flat(state[f"{name}.exp_avg_sq"] for name in self.parameters))
+        self.take_over(self.exp_avg, state, "exp_avg")
+        self.take_over(self.exp_avg_sq, state, "exp_avg_sq")
         for name in self.parameters:
             self.steps.copy_(state[f"{name}.steps"])
-
-    def _flat(self, tensors: Iterable[Tensor]) -> Float[Tensor, " element"]:
-        return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-    def _split(self, flat: Float[Tensor, " element"]) -> list[Tensor]:
-        parts = flat.split([p.numel() for p in self.parameters.values()])
-        return [part.view_as(p) for part, p in zip(parts, self.parameters.values(), strict=True)]
 
 
 def _nesterov(raw: Tensor, momentum: Tensor, scale: Tensor, finite: Tensor, mu: float) -> Tensor:

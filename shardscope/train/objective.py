@@ -19,18 +19,19 @@ from shardscope.train.loss import capped_cross_entropy
 class Objective(nn.Module):
     """`objective(window) -> (loss, metrics)`, where window is [batch pos+1]: inputs and, one later, their targets."""
 
-    def __init__(self, model: Shard, recipe: Recipe, bos_id: int) -> None:
+    def __init__(self, model: Shard, recipe: Recipe, bos_id: int, device: torch.device | None = None) -> None:
+        """`device` is where it will compute (default: where the model is)."""
         super().__init__()
+        device = device or model.device
         self.model = model
         self.z_loss = recipe.optimizer.z_loss
         self.bos_id = bos_id if recipe.data.mask_documents else None
-        device = model.device.type
         wanted = recipe.train.dtype
-        self.bfloat16_matmuls = wanted == "bfloat16" or (wanted == "auto" and device == "cuda")
-        compiled = recipe.train.compile == "on" or (recipe.train.compile == "auto" and device == "cuda")
+        self.bfloat16_matmuls = wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda")
+        compiled = recipe.train.compile == "on" or (recipe.train.compile == "auto" and device.type == "cuda")
         for module in model.modules():
             if isinstance(module, MLP):
-                module.fp8 = recipe.train.fp8 and fp8.available(model.device)
+                module.fp8 = recipe.train.fp8 and fp8.available(device)
         # Blocks of one kind share their compiled code, so compiling takes seconds however deep the model is. A list
         # of callables and not of modules: parameters stay registered once, under the model's own names.
         self.block_calls: list[Callable[..., Tensor]] = [_compiled(b) if compiled else b for b in model.blocks]
@@ -42,6 +43,12 @@ class Objective(nn.Module):
         with self.arithmetic():
             hidden = self.hidden(given, starts)
         return capped_cross_entropy(hidden, self.model.embed.W_E, targets, self.model.config.logit_cap, self.z_loss)
+
+    def logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos vocab"]:
+        """Capped logits in the recipe's arithmetic, for evaluation."""
+        with self.arithmetic():
+            logits: Tensor = self.model(tokens)
+        return logits
 
     def hidden(self, given: Int[Tensor, "batch pos"], starts: Int[Tensor, "batch pos"] | None) -> Tensor:
         """`model.hidden`, block after block as they were compiled."""

@@ -1,6 +1,6 @@
 """The folder of a run: its recipe, its checkpoints, and the rules of starting again and forking.
 
-A run is `running`, `paused early` (a signal or its time budget ended it) or `finished`; the newest checkpoint says.
+A run is `unfinished`, `paused early` (a signal or its time budget ended it) or `finished`; its newest checkpoint says.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from shardscope.checkpoint import (
     STATE,
     CheckpointError,
-    checkpoint_folder,
     list_checkpoints,
     read_json,
     resolve_checkpoint,
@@ -22,16 +23,19 @@ from shardscope.checkpoint import (
 from shardscope.config import ConfigError, Recipe
 
 RECIPE = "recipe.json"
+LOCK = ".lock"
 # Fields that may differ when a run is started again: where and how it computes, not what.
 FREE = ("name", "run_dir", "start_from", "data.cache_dir", "train.")
 # …except the batch, which decides the losses.
 BOUND = ("train.batch_size",)
 
 
-def claim_folder(recipe: Recipe) -> Path | None:
-    """Make the run's folder and return the checkpoint to resume from, if there is one.
+@contextmanager
+def claimed_folder(recipe: Recipe) -> Iterator[Path]:
+    """The run's folder, made or found, with its recipe in it, and nobody else's within this context.
 
-    Raises ConfigError when the folder belongs to a run with another recipe.
+    Raises ConfigError when it belongs to a run with another recipe, when another process is training in it, and when it
+    cannot be written.
     """
     folder = recipe.folder
     stored = folder / RECIPE
@@ -46,13 +50,40 @@ def claim_folder(recipe: Recipe) -> Path | None:
                 )
     elif folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and not a run ({RECIPE} is missing); give --run_dir another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{RECIPE}.partial"
-    partial.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, stored)
-    for leftover in (folder / "checkpoints").glob(".*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    resumable = [c for c in list_checkpoints(folder) if (c / STATE).exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror}); give --run_dir another folder") from None
+    with lock:
+        if not _locked(lock.fileno()):
+            raise ConfigError(f"{folder}: another process is training there; wait for it, or give --run_dir another")
+        partial = folder / f".{RECIPE}.partial"
+        partial.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, stored)
+        for leftover in (folder / "checkpoints").glob(".*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield folder
+
+
+def _locked(handle: int) -> bool:
+    """Take the lock, which ends with the process however it ends; False where another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return True
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The checkpoint that a run is resumed from; None if it has none yet."""
+    resumable = [c for c in list_checkpoints(run) if (c / STATE).exists()]
     return resumable[-1] if resumable else None
 
 
@@ -66,7 +97,7 @@ def find_stable(start_from: str) -> Path:
     if not stable:
         raise CheckpointError(
             f"{path} has no checkpoint of the stable phase, its newest is at step "
-            f"{checkpoints[-1].name[5:].lstrip('0')} in {read_json(checkpoints[-1] / STATE).get('phase')}; "
+            f"{int(checkpoints[-1].name[5:])} in {read_json(checkpoints[-1] / STATE).get('phase')}; "
             "name a checkpoint folder itself to start from it all the same"
         )
     return stable[-1]
@@ -89,10 +120,10 @@ def prune(run: Path, keep: int) -> None:
 
 def run_status(run: Path) -> dict[str, Any]:
     """What the newest checkpoint says of the run: step, steps, phase, status, and why it ended, if it did."""
-    checkpoints = [c for c in list_checkpoints(run) if (c / STATE).exists()]
-    if not checkpoints:
+    newest = newest_checkpoint(run)
+    if newest is None:
         return {"status": "no checkpoint yet"}
-    facts = read_json(checkpoints[-1] / STATE)
+    facts = read_json(newest / STATE)
     return {key: facts.get(key) for key in ("step", "steps", "phase", "status", "reason")}
 
 
@@ -105,6 +136,3 @@ def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = ""
         elif old != new:
             found.append((prefix + key, old, new))
     return found
-
-
-__all__ = ["checkpoint_folder", "claim_folder", "find_stable", "prune", "run_status"]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from shardscope.train.muon import as_matrix, split_parameters
+from shardscope.train.sharding import whole
 
 RANK_LOSS = 1e-4
 
@@ -37,11 +38,14 @@ class Singular:
 
 @torch.no_grad()
 def singular_values(model: nn.Module) -> list[Singular]:
-    """The extreme singular values of every Muon matrix, in the model's order; computed in float32, batched by shape."""
+    """The extreme singular values of every Muon matrix, in the model's order; computed in float32, batched by shape.
+
+    Where ranks share the weights, all of them have to call this.
+    """
     by_shape: dict[tuple[int, ...], dict[str, torch.Tensor]] = {}
     order = []
     for name, parameter in split_parameters(model)[0].items():
-        matrix = as_matrix(name, parameter).float()
+        matrix = as_matrix(name, whole(parameter)).float()
         by_shape.setdefault(tuple(matrix.shape), {})[name] = matrix
         order.append(name)
     found: dict[str, Singular] = {}

@@ -18,7 +18,8 @@ from shardscope.train.distributed import World
 from shardscope.train.metrics import rewind
 from shardscope.train.muon import ShardOptimizer
 from shardscope.train.objective import Objective
-from shardscope.train.run import claim_folder, find_stable
+from shardscope.train.run import find_stable, newest_checkpoint
+from shardscope.train.sharding import shard_over_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +31,13 @@ class Setup:
     model: Shard
     objective_module: Objective
     objective: nn.Module  # the same, with gradients averaged over the world
+    sharded: bool  # each rank holds a share of the weights
     optimizer: ShardOptimizer
     step: int = 0
     tokens_before: int = 0  # trained on before this run began
     skipped: int = 0
     seconds: float = 0.0
+    finished: bool = False  # all that the recipe asks for was done before
     started_from: str = ""
 
     def describe(self) -> dict[str, Any]:
@@ -53,8 +56,8 @@ class Setup:
 
 
 def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
-    """Claim the folder and build or load everything. Raises ConfigError when recipe, folder and data do not fit."""
-    resume = world.main_first(lambda: claim_folder(recipe))
+    """Build or load everything. Raises ConfigError when recipe, checkpoint and data do not fit."""
+    resume = newest_checkpoint(recipe.folder)
     start = resume or (find_stable(recipe.start_from) if recipe.phase == "anneal" else None)
     state = _state(start)
     torch.manual_seed(recipe.seed)
@@ -69,7 +72,10 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
                 f"{recipe.model.vocab_size}; raise it"
             )
         model = Shard(recipe.model, tokenizer)
-    model.to(world.device).train()
+    sharded = world.size > 1 and recipe.train.parallel == "fsdp"
+    if not sharded:
+        model.to(world.device)
+    model.train()
     data = world.main_first(
         lambda: prepare(
             recipe.data,
@@ -80,13 +86,17 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
             progress=progress,
         )
     )
+    objective = Objective(model, recipe, tokenizer.bos_id, world.device)
+    if sharded:
+        shard_over_ranks(objective, world.device)
+    # After the sharding, which puts other parameters in the place of the model's.
     optimizer = ShardOptimizer(model, recipe.optimizer, world.group)
     if state is not None:
-        optimizer.load_state_dict({name: tensor.to(world.device) for name, tensor in state.optimizer.items()})
-    objective = Objective(model, recipe, tokenizer.bos_id)
+        _take_over(optimizer, state, start)
     facts = state.facts if state else {}
-    if resume is not None and world.main:
-        rewind(recipe.folder, state.step if state else 0)
+    if world.main:
+        # What a killed run logged after its last checkpoint, or before its first, is logged again.
+        rewind(recipe.folder, state.step if state and resume else None)
     tokens = recipe.train.batch_size * recipe.data.seq_len
     return Setup(
         recipe=recipe,
@@ -95,14 +105,23 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
         data=data,
         model=model,
         objective_module=objective,
-        objective=world.wrap(objective),
+        objective=objective if sharded else world.wrap(objective),
+        sharded=sharded,
         optimizer=optimizer,
         step=state.step if state and resume else 0,
         tokens_before=facts.get("tokens", 0) - (state.step * tokens if state and resume else 0),
         skipped=facts.get("skipped_steps", 0) if resume else 0,
         seconds=facts.get("seconds", 0.0) if resume else 0.0,
+        finished=bool(resume) and facts.get("status") == "finished",
         started_from=str(start or ""),
     )
+
+
+def _take_over(optimizer: ShardOptimizer, state: TrainingState, start: Path | None) -> None:
+    try:
+        optimizer.load_state_dict(state.optimizer)
+    except ValueError as error:
+        raise ConfigError(f"{start}: {error}; set optimizer.name to the one it was trained with") from None
 
 
 def _state(start: Path | None) -> TrainingState | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
 from random import Random
-from typing import Any, cast
+from typing import Any
 
 from shardscope.checkpoint import BUILT_IN
 from shardscope.failures import label
@@ -125,7 +125,8 @@ def _failure(row: dict[str, Any], text: str, stated: bool) -> str:
     So it is cut into the tokens of the built-in model, whichever model wrote it, and only an empty text ended early.
     """
     tokenizer = _yardstick()
-    ids, reason = tokenizer.encode(text), cast(StopReason, "stop" if text.strip() else "eos")
+    ids = tokenizer.encode(text)
+    reason: StopReason = "stop" if text.strip() else "eos"
     labels = label(
         row["prompt"], text, ids, reason, len(ids) + 1, domain="math", gold=row["answer"], tokenizer=tokenizer
     )

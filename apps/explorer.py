@@ -21,12 +21,10 @@ from apps import page_attention, page_failures, page_heads, page_runs, page_toke
 from apps.parts import address
 
 # Streamlit leaves six rem above the first element.
-STYLE = "<style>.stMainBlockContainer { padding-top: 4rem; padding-bottom: 3rem; }</style>"
+STYLE = "<style>.stMainBlockContainer { padding-top: 3.6rem; padding-bottom: 3rem; }</style>"
 
 
-LOGO = """<svg xmlns="http://www.w3.org/2000/svg" width="150" height="28" viewBox="0 0 150 28">
-<path d="M2 2v8l16 16h8z" fill="#1f9e89"/><path d="M2 13v13h13z" fill="#1f9e89" opacity=".35"/>
-<text x="34" y="21" font-family="sans-serif" font-size="19" font-weight="600" fill="#1f9e89">Shardscope</text></svg>"""
+LOGO = Path(__file__).with_name("logo.svg")
 
 
 def icon() -> Image.Image:
@@ -40,7 +38,7 @@ def icon() -> Image.Image:
 def main() -> None:
     st.set_page_config(page_title="Shardscope", page_icon=icon(), layout="wide")
     st.html(STYLE)
-    st.logo(LOGO, size="large")
+    st.logo(LOGO.read_text(encoding="utf-8"), size="large")
     address.restore()
     pages = [
         st.Page(page_attention.page, title="Attention", icon=":material/grid_on:", url_path="attention", default=True),

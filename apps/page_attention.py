@@ -14,13 +14,13 @@ from apps.parts.heads import Cell, head_grid, viridis
 from apps.parts.heatmap import Side, heatmap
 from apps.parts.kept import kept_map, kept_reading, kept_scores
 from apps.parts.prompt import Asked, ask
-from apps.parts.text import sentence
 from apps.parts.tokens import drawn_part, token_strip
 from shardscope.config import LayerKind
-from shardscope.lens.microscope import SCORES, HeadScores, LayerReading, MicroscopeError, PooledBand
+from shardscope.lens.microscope import SCORES, HeadScores, LayerReading, PooledBand
 
-MAP_CELLS = 256
-TILE_TOKENS = 192  # a side; a larger rectangle is drawn in part and exported whole
+MAP_CELLS = 256  # on a side, of the whole map
+TILE_CELLS = 192  # of a rectangle up close: up to here every square is one weight
+MOST_FAR = 5  # tokens outside the strip that are named
 KIND_COLOR: dict[LayerKind, str] = dict(zip(get_args(LayerKind), ("blue", "orange"), strict=True))
 MAPS = {"mean": "mean weight", "max": "largest weight", "band": "by distance"}
 UNBOUNDED = ("entropy", "distance")  # the other scores are shares between 0 and 1
@@ -43,18 +43,6 @@ def look_inside(asked: Asked) -> None:
     query = int(st.session_state.query)
     reading = kept_reading(asked.opened, asked.ids).layers[layer]
     texts = asked.texts()
-
-    # What reads the token is only asked of the tokens that the strip shows: a whole column costs a pass over all rows.
-    readers = range(query, drawn_part(query, n_tokens).stop)
-    read_by = np.zeros(n_tokens, dtype=np.float32)
-    read_by[readers.start : readers.stop] = reading.tile(head, readers, range(query, query + 1))[:, 0]
-    says = ("is read with", "reads it with")
-    token_strip(texts, asked.prompt_tokens, query, reading.row(head, query), read_by, says)
-    st.caption(
-        f"{asked.prompt_tokens} prompt tokens, then {n_tokens - asked.prompt_tokens} new ones, underlined. The framed "
-        f"token, number {query}, reads the tinted ones and is read by those with an orange foot. Click another, or use "
-        "the arrow keys and Enter."
-    )
     left, right = st.columns([5, 9], gap="medium")
     with right:
         draw_head(asked, reading, head, query, texts)
@@ -62,16 +50,49 @@ def look_inside(asked: Asked) -> None:
         scores = draw_overview(asked, layer, head)
     with right:
         st.markdown(" · ".join(numbers(scores[layer * config.n_heads + head])))
+    draw_strip(asked, reading, head, query, texts)
     draw_tile(asked, reading, head, texts)
     address.publish()
 
 
+def draw_strip(asked: Asked, reading: LayerReading, head: int, query: int, texts: Sequence[str]) -> None:
+    """The tokens, lit by what one of them reads and by what reads it."""
+    st.subheader(f"What token {query} reads", anchor=False)
+    # What reads the token is only asked of the tokens that the strip shows: a whole column costs a pass over all rows.
+    n_tokens, reads = len(texts), reading.row(head, query)
+    readers = range(query, drawn_part(query, n_tokens).stop)
+    read_by = np.zeros(n_tokens, dtype=np.float32)
+    read_by[readers.start : readers.stop] = reading.tile(head, readers, range(query, query + 1))[:, 0]
+    says = ("is read with", "reads it with")
+    token_strip(texts, asked.prompt_tokens, query, reads, read_by, says, MOST_FAR)
+    st.caption(
+        f"{asked.prompt_tokens} prompt tokens, then {n_tokens - asked.prompt_tokens} new ones, underlined. The framed "
+        f"token, number {query}, reads the tinted ones and is read by those with an orange foot. Click another, or use "
+        "the arrow keys and Enter."
+    )
+    share.take_away(
+        "reads",
+        share.file_name(asked, f"layer{reading.layer}", f"head{head}", f"token{query}"),
+        lambda: share.strip_cell(asked, reading.layer, head, query),
+        lambda: pd.DataFrame(
+            {"token": range(n_tokens), "text": texts, "reads": reads, "read_by": reading.column(head, query)}
+        ),
+    )
+
+
 def draw_overview(asked: Asked, layer: int, head: int) -> list[HeadScores]:
     """All heads: the sliding layers in one band, the global layers in another."""
-    st.subheader("All heads", anchor=False)
     measures = {"pattern": "each head's map, in small", **SCORES}
     address.one_of("measure", list(measures))
-    measure = st.selectbox("Show", list(measures), key="measure", format_func=lambda name: f"{name}: {measures[name]}")
+    measure = str(
+        st.selectbox(
+            "All heads",
+            list(measures),
+            key="measure",
+            format_func=lambda name: f"All heads · {name}: {measures[name]}",
+            label_visibility="collapsed",
+        )
+    )
     scores = kept_scores(asked.opened, asked.ids)
     head_grid(
         "overview grid",
@@ -80,9 +101,16 @@ def draw_overview(asked: Asked, layer: int, head: int) -> list[HeadScores]:
         [(layer, head)],
         choose_head,
         name=f"{measure} of {len(scores)} heads",
-        thumbnails={(score.layer, score.head): score.thumbnail for score in scores} if measure == "pattern" else None,
+        file=share.file_name(asked, "heads", f"{measure}.svg"),
+        thumbnails=scores if measure == "pattern" else (),
     )
-    share.csv_button("Scores", lambda: score_table(scores), share.file_name(asked, "heads.csv"), "scores")
+    share.take_away(
+        "heads",
+        share.file_name(asked, "heads"),
+        lambda: share.scores_cell(asked, "[(score.layer, score.head, score.induction) for score in scores]\n"),
+        lambda: score_table(scores),
+        picture=False,
+    )
     return scores
 
 
@@ -103,47 +131,76 @@ def choose_head(chosen: tuple[int, int]) -> None:
 
 def draw_head(asked: Asked, reading: LayerReading, head: int, query: int, texts: Sequence[str]) -> None:
     """One head in full: its map, and the keyboard's way to another one."""
-    kinds = asked.opened.model.config.layer_kinds
+    config = asked.opened.model.config
     kind = "global" if reading.window is None else f"sliding, window {reading.window}"
-    st.subheader(f"Layer {reading.layer} · {kind} · head {head}", anchor=False)
+    st.markdown(f"#### Layer {reading.layer} · :{KIND_COLOR[reading.kind]}[{kind}] · head {head}")
     maps = [name for name in MAPS if name != "band" or reading.window is not None]
     address.one_of("map", maps)
-    with st.container(horizontal=True):
-        st.segmented_control(
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.selectbox(
             "Layer",
-            range(len(kinds)),
+            range(config.n_layers),
             key="layer",
-            required=True,
-            wrap=True,
-            format_func=lambda layer: f":{KIND_COLOR[kinds[layer]]}[{layer}]",
+            format_func=lambda layer: f"layer {layer}, {config.layer_kinds[layer]}",
+            label_visibility="collapsed",
+            width=190,
         )
-        st.segmented_control("Head", range(reading.n_heads), key="head", required=True, wrap=True)
-        shown = st.segmented_control("Map", maps, key="map", required=True, wrap=True, format_func=MAPS.__getitem__)
-    name = share.file_name(asked, f"layer{reading.layer}", f"head{head}", str(shown))
-    label = f"Attention of layer {reading.layer}, {kind}, head {head}: {reading.n_tokens} queries, {MAPS[str(shown)]}."
-    pooled = kept_map(asked.opened, asked.ids, reading, head, MAP_CELLS, by_distance=shown == "band")
-    rows = Side("query: the token that reads", 0, pooled.n_tokens, pooled.cell, texts[:: pooled.cell])
-    columns = Side("key: the token that is read", 0, pooled.n_tokens, pooled.cell, texts[:: pooled.cell])
+        st.selectbox(
+            "Head",
+            range(config.n_heads),
+            key="head",
+            format_func=lambda head: f"head {head}",
+            label_visibility="collapsed",
+            width=120,
+        )
+        shown = str(
+            st.segmented_control(
+                "Map",
+                maps,
+                key="map",
+                required=True,
+                format_func=MAPS.__getitem__,
+                label_visibility="collapsed",
+            )
+        )
+    by_distance = shown == "band"
+    name = share.file_name(asked, f"layer{reading.layer}", f"head{head}", shown)
+    pooled = kept_map(asked.opened, asked.ids, reading, head, MAP_CELLS, by_distance)
+    n_tokens, labels = reading.n_tokens, texts[:: pooled.cell]
+    rows = Side("query: the token that reads", 0, n_tokens, pooled.cell, labels)
+    columns = Side("key: the token that is read", 0, n_tokens, pooled.cell, labels)
     if isinstance(pooled, PooledBand):
-        reach = min(pooled.window, pooled.n_tokens)
-        columns = Side("distance back from the query", 0, reach, pooled.distance_cell)
-    what = "Weight" if rows.cell == columns.cell == 1 else "Largest weight" if shown == "max" else "Mean weight"
+        columns = Side("distance back from the query", 0, min(pooled.window, n_tokens), pooled.distance_cell)
     heatmap(
         "head map",
         pooled.max if shown == "max" else pooled.mean,
         rows,
         columns,
-        label=label,
+        label=f"Attention of layer {reading.layer}, {kind}, head {head}: {n_tokens} queries, {MAPS[shown]}.",
         name=name,
-        what=what,
+        what=what_of(rows, columns, shown),
         window=reading.window,
-        distance=shown == "band",
-        rectangle=None if shown == "band" else inside(st.session_state.rectangle, reading.n_tokens),
+        distance=by_distance,
+        rectangle=None if by_distance else inside(st.session_state.rectangle, n_tokens),
         query=query,
-        on_rectangle=lambda found: choose_rectangle(found, reading.n_tokens, by_distance=shown == "band"),
+        height=560,
+        on_rectangle=lambda found: choose_rectangle(found, n_tokens, by_distance),
         on_pick=choose_token,
     )
-    st.caption(explain(reading, pooled.cell, str(shown)))
+    st.caption(explain(reading, pooled.cell, shown))
+    call = f"pooled_band({head}, {MAP_CELLS})" if by_distance else f"pooled({head}, {MAP_CELLS})"
+    share.take_away(
+        "map",
+        name,
+        lambda: share.map_cell(asked, reading.layer, head, call),
+        lambda: share.map_table(pooled),
+        picture=False,
+    )
+
+
+def what_of(rows: Side, columns: Side, shown: str) -> str:
+    """What a square's number is."""
+    return "Weight" if rows.cell == columns.cell == 1 else "Largest weight" if shown == "max" else "Mean weight"
 
 
 def explain(reading: LayerReading, cell: int, shown: str) -> str:
@@ -180,7 +237,7 @@ def inside(rectangle: Sequence[int], n_tokens: int) -> share.Rectangle | None:
 
 
 def draw_tile(asked: Asked, reading: LayerReading, head: int, texts: Sequence[str]) -> None:
-    """The rectangle that was dragged, at full resolution, with its tokens on the edges."""
+    """The rectangle that was dragged, all of it: token by token where it fits, else in squares to drag in again."""
     st.subheader("Up close", anchor=False)
     rectangle = inside(st.session_state.rectangle, reading.n_tokens)
     if rectangle is None:
@@ -189,37 +246,49 @@ def draw_tile(asked: Asked, reading: LayerReading, head: int, texts: Sequence[st
                 f"This text has {reading.n_tokens} tokens and does not reach as far as the rectangle; drag another."
             )
         st.caption("Drag a rectangle on the map, or frame one with Shift and the arrow keys, then Enter.")
-        q0 = int(st.session_state.query)
-        with st.container(horizontal=True):
-            share.notebook_cell(share.tile_cell(asked, reading.layer, head, (q0, q0 + 1, 0, reading.n_tokens)), "row")
         return
     q0, q1, k0, k1 = rectangle
-    rows = Side("query", q0, min(q1, q0 + TILE_TOKENS), texts=texts[q0 : min(q1, q0 + TILE_TOKENS)])
-    columns = Side("key", k0, min(k1, k0 + TILE_TOKENS), texts=texts[k0 : min(k1, k0 + TILE_TOKENS)])
+    shown = "max" if st.session_state.map == "max" else "mean"
+    pooled = reading.pooled(head, TILE_CELLS, range(q0, q1), range(k0, k1))
+    exact = pooled.cell == 1
+    rows = Side("query", q0, q1, pooled.cell, texts[q0 : q1 : pooled.cell])
+    columns = Side("key", k0, k1, pooled.cell, texts[k0 : k1 : pooled.cell])
     name = share.file_name(asked, f"layer{reading.layer}", f"head{head}", f"q{q0}-{q1}-k{k0}-{k1}")
-    try:
-        tile = reading.tile(head, range(q0, q1), range(k0, k1))
-    except MicroscopeError as error:
-        st.error(sentence(error))
-        return
+    what = (
+        "Exact weights"
+        if exact
+        else f"{what_of(rows, columns, shown)}s, {pooled.cell} × {pooled.cell} tokens a square,"
+    )
     st.caption(
-        f"Exact weights of layer {reading.layer}, head {head}: queries {q0} to {q1 - 1}, keys {k0} to {k1 - 1}."
-        + (f" Drawn are the first {TILE_TOKENS} of a side; the CSV has all." if max(tile.shape) > TILE_TOKENS else "")
+        f"{what} of layer {reading.layer}, head {head}: queries {q0} to {q1 - 1}, keys {k0} to {k1 - 1}. "
+        + ("" if exact else f"Up to {TILE_CELLS} tokens a side are drawn one by one. ")
+        + "Drag again to look closer."
     )
     heatmap(
         "tile map",
-        tile[:TILE_TOKENS, :TILE_TOKENS],
+        pooled.max if shown == "max" else pooled.mean,
         rows,
         columns,
-        label=f"Exact attention of layer {reading.layer}, head {head}, {len(tile)} queries by {tile.shape[1]} keys.",
+        label=f"{what} of layer {reading.layer}, head {head}, {q1 - q0} queries by {k1 - k0} keys.",
         name=name,
+        what=what_of(rows, columns, shown),
         window=reading.window,
+        on_rectangle=lambda found: choose_rectangle(found, reading.n_tokens, by_distance=False),
         on_pick=choose_token,
     )
-    with st.container(horizontal=True):
-        share.notebook_cell(share.tile_cell(asked, reading.layer, head, rectangle), "tile")
-        share.csv_button("Weights", lambda: tile_table(tile, rectangle, texts), f"{name}.csv", "tile")
-        st.button("Close", on_click=lambda: st.session_state.update(rectangle=()))
+    call = f"pooled({head}, {TILE_CELLS}, range({q0}, {q1}), range({k0}, {k1}))"
+    share.take_away(
+        "tile",
+        name,
+        lambda: (
+            share.tile_cell(asked, reading.layer, head, rectangle)
+            if exact
+            else share.map_cell(asked, reading.layer, head, call)
+        ),
+        lambda: tile_table(pooled.mean, rectangle, texts) if exact else share.map_table(pooled),
+        picture=False,
+    )
+    st.button("Close", on_click=lambda: st.session_state.update(rectangle=()))
 
 
 def tile_table(tile: np.ndarray, rectangle: share.Rectangle, texts: Sequence[str]) -> pd.DataFrame:

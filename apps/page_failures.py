@@ -68,10 +68,12 @@ def draw_samples(opened: Opened, sampling: SamplingConfig) -> None:
     for row, (prompt, sample, labels) in enumerate(zip(CARD_PROMPTS, samples, judged, strict=True)):
         with boxes[row].container():
             draw_sample(row, prompt, sample, labels, tokenizer)
-    with st.container(horizontal=True):
-        share.notebook_cell(samples_cell(opened, sampling), "samples")
-        name = f"shardscope-{opened.fingerprint}-samples.csv"
-        share.csv_button("Samples", lambda: sample_table(samples, judged), name, "samples")
+    share.take_away(
+        "samples",
+        f"shardscope-{opened.fingerprint}-samples",
+        lambda: samples_cell(opened, sampling),
+        lambda: sample_table(samples, judged),
+    )
 
 
 def sample_table(samples: Sequence[Continuation], judged: Sequence[Labels]) -> pd.DataFrame:
@@ -106,7 +108,7 @@ def draw_probes(opened: Opened) -> None:
     run = run_of(opened)
     samples = read_metrics(run, "sample") if run else []
     st.subheader("While it was trained", anchor=False)
-    if not samples:
+    if run is None or not samples:
         st.caption("Its training logged no samples; `train.sample_every` makes it do so.")
         return
     table = pd.DataFrame(samples)[["step", "prompt", "output", "failure"]]
@@ -125,6 +127,16 @@ def draw_probes(opened: Opened) -> None:
     left.altair_chart(bars.properties(height=280), width="stretch")
     shown = table.assign(prompt=table["prompt"].map(visible), output=table["output"].map(visible))
     right.dataframe(shown.iloc[::-1], hide_index=True, height=280)
+    share.take_away(
+        "training samples",
+        f"shardscope-{opened.fingerprint}-training-samples",
+        lambda: (
+            "from pathlib import Path\n\nfrom shardscope.train.metrics import read_metrics\n\n"
+            f'samples = read_metrics(Path({str(share.relative(run))!r}), "sample")\n'
+            "[(sample['step'], sample['prompt'], sample['output'], sample['failure']) for sample in samples]\n"
+        ),
+        lambda: table,
+    )
 
 
 def cards(number: int) -> list[DeltaGenerator]:

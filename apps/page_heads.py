@@ -47,30 +47,59 @@ def search(asked: Asked) -> None:
     there = {(score.layer, score.head) for score in scores}
     chosen = [head for head in st.session_state.heads if head in there]
     followed = chosen or [(score.layer, score.head) for score in found[:FOLLOWED]]
-    left, right = st.columns(2, gap="medium")
+    left, right = st.columns([4, 7], gap="medium")
     with left:
         cells = {(score.layer, score.head): cell_of(score, by, scores) for score in scores}
-        head_grid("heads grid", asked.opened.model.config, cells, followed, follow, name=by)
+        file = share.file_name(asked, "heads", f"{by}.svg")
+        head_grid("heads grid", asked.opened.model.config, cells, followed, follow, name=by, file=file)
         st.caption("Framed heads are drawn below: the three best of the search, until you click heads to choose.")
     with right:
-        st.dataframe(score_table(found), hide_index=True, column_config=_columns(by))
-        with st.container(horizontal=True):
-            share.csv_button("All heads", lambda: score_table(scores), share.file_name(asked, "heads.csv"), "heads")
-            share.notebook_cell(scores_cell(asked, by), "heads")
-            if found and st.button("Look at the best one", icon=":material/grid_on:"):
-                st.session_state.layer, st.session_state.head = found[0].layer, found[0].head
-                st.switch_page(st.session_state["attention_page"])
+        st.dataframe(found_table(found), hide_index=True, height="content", column_config=_columns(by))
+        share.take_away(
+            "heads",
+            share.file_name(asked, "heads", str(by)),
+            lambda: share.scores_cell(asked, search_lines(by, kind)),
+            lambda: score_table(scores),
+        )
+        if found and st.button("Look at the best one", icon=":material/grid_on:"):
+            st.session_state.layer, st.session_state.head = found[0].layer, found[0].head
+            st.switch_page(st.session_state["attention_page"])
     draw_distances([score for score in scores if (score.layer, score.head) in followed], asked)
     draw_training(asked, followed, by)
     address.publish()
 
 
+def found_table(found: Sequence[HeadScores]) -> pd.DataFrame:
+    """A line for each head, narrow enough to be seen whole."""
+    rows = [
+        {"head": _name(score.layer, score.head), "kind": score.kind, **{name: getattr(score, name) for name in SCORES}}
+        for score in found
+    ]
+    return pd.DataFrame(rows, columns=["head", "kind", *SCORES])
+
+
 def _columns(by: str) -> dict[str, Any]:
-    """Four digits for every score, and the one that was searched by marked."""
+    """Few digits for every score, and the one that was searched by marked."""
     return {
-        name: st.column_config.NumberColumn(f"{name} ▼" if name == by else name, format="%.4f", help=SCORES[name])
-        for name in SCORES
+        "head": st.column_config.TextColumn(width=46),
+        "kind": st.column_config.TextColumn(width=54),
+        **{
+            name: st.column_config.NumberColumn(
+                f"▼ {name}" if name == by else name,
+                format="%.1f" if name == "distance" else "%.3f",
+                help=SCORES[name],
+                width=76,
+            )
+            for name in SCORES
+        },
     }
+
+
+def search_lines(by: str, kind: LayerKind | None) -> str:
+    return (
+        f"found = find_heads(scores, by={by!r}, top={FOUND}, kind={kind!r})\n"
+        f"[(score.layer, score.head, score.{by}) for score in found]\n"
+    )
 
 
 def follow(chosen: Head) -> None:
@@ -119,6 +148,20 @@ def draw_distances(scores: Sequence[HeadScores], asked: Asked) -> None:
             at.mark_text(align="left", dx=5, y=8, color="#ff7f0e").encode(text="says:N"),
         ]
     st.altair_chart(alt.layer(*layers).properties(height=260), width="stretch")
+    names = [(score.layer, score.head) for score in scores]
+    share.take_away(
+        "distances",
+        share.file_name(asked, "distances"),
+        lambda: share.scores_cell(asked, distance_lines(names)),
+        lambda: table[["head", "kind", "from", "to", "mass"]],
+    )
+
+
+def distance_lines(heads: Sequence[Head]) -> str:
+    return (
+        f"masses = {{(s.layer, s.head): s.mass_by_distance for s in scores if (s.layer, s.head) in {list(heads)}}}\n"
+        "scores[0].distance_edges, masses  # masses[head][i] lies at distances edges[i] … edges[i + 1] - 1\n"
+    )
 
 
 def _bin(table: pd.DataFrame, start: int) -> tuple[int, int]:
@@ -157,7 +200,12 @@ def draw_training(asked: Asked, followed: Sequence[Head], by: str) -> None:
         .properties(height=280)
     )
     st.altair_chart(chart, width="stretch")
-    share.csv_button("Through the training", lambda: table, share.file_name(asked, f"training-{by}.csv"), "training")
+    share.take_away(
+        "training",
+        share.file_name(asked, "training", by),
+        lambda: training_cell(asked, thinned(checkpoints, MOST_STEPS), followed, by),
+        lambda: table,
+    )
 
 
 def training_table(asked: Asked, checkpoints: Sequence[Path], followed: Sequence[Head], by: str) -> pd.DataFrame:
@@ -181,16 +229,20 @@ def thinned(checkpoints: Sequence[Path], most: int) -> list[Path]:
     return [checkpoints[round(index * (len(checkpoints) - 1) / (most - 1))] for index in range(most)]
 
 
-def scores_cell(asked: Asked, by: str) -> str:
-    """A cell that finds the same heads and checks the best one's previous-token mass against the hooked pattern."""
+def training_cell(asked: Asked, checkpoints: Sequence[Path], followed: Sequence[Head], by: str) -> str:
+    """A cell that leaves the followed heads' scores in `training`: step to {(layer, head): score}."""
+    paths = ",\n    ".join(repr(str(share.relative(path))) for path in checkpoints)
     return share.opening(asked) + (
-        "\nfrom shardscope.lens.microscope import find_heads, head_scores, read\n\n"
-        f'found = find_heads(head_scores(read(model, ids)), by="{by}", top={FOUND})\n'
-        "best = found[0]\n"
-        '_, cache = model.run_with_cache(ids[None], names_filter=f"blocks.{best.layer}.attn.hook_pattern")\n'
-        'pattern = cache["pattern", best.layer][0, best.head]\n'
-        "previous = pattern.diagonal(-1).mean().item()  # equals best.previous\n"
-        f"[(score.layer, score.head, score.{by}) for score in found]\n"
+        "from shardscope.lens.microscope import head_scores, read\n\n"
+        f"paths = [\n    {paths},\n]\n"
+        f"followed = {list(followed)}\n"
+        "training = {}\n"
+        "for path in paths:\n"
+        "    scores = head_scores(read(load(path), ids))\n"
+        f'    training[int(path.rpartition("-")[2])] = {{\n'
+        f"        (s.layer, s.head): s.{by} for s in scores if (s.layer, s.head) in followed\n"
+        "    }\n"
+        "training\n"
     )
 
 

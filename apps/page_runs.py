@@ -27,6 +27,8 @@ from shardscope.train.schedule import decay_start, lr_factor
 LOOK_EVERY = 2.0  # seconds
 LIVE = 120.0  # seconds without a line after which a run is no longer called running
 MOST_POINTS = 600  # of a curve
+EVAL_FIELD = {"bits_per_byte": "bits_per_byte", "held_out_loss": "loss"}
+DASHES = [[1, 0], [7, 4], [2, 3], [9, 3, 2, 3], [14, 5], [4, 2]]
 CURVES = {
     "cross_entropy": ("train", "training cross-entropy, nats a token"),
     "bits_per_byte": ("eval", "held-out bits per byte"),
@@ -77,27 +79,34 @@ def live(runs: Sequence[Run], curve: str) -> None:
     if table.empty:
         st.caption("Nothing of this kind has been logged yet.")
         return
-    y = alt.Y("value:Q", title=CURVES[curve][1], scale=alt.Scale(zero=False))
-    lines = (
-        alt.Chart(table)
-        .mark_line(point=len(table) < 60)
-        .encode(
-            x=alt.X("step:Q", title="step, counted from the start of the run that it forks from"),
-            y=y,
-            color=alt.Color("run:N", scale=alt.Scale(range=OKABE_ITO)),
-            strokeDash=alt.StrokeDash("series:N", legend=None if table["series"].nunique() == 1 else alt.Legend()),
-            tooltip=["run", "series", "step", alt.Tooltip("value:Q", format=".5g")],
-        )
+    # Runs differ in colour and series in their dashes, in the legend too; a line of points would hide its dashes there.
+    stroke = alt.Legend(symbolType="stroke", symbolSize=500, symbolStrokeWidth=2)
+    several = table["series"].nunique() > 1
+    base = alt.Chart(table).encode(
+        x=alt.X("step:Q", title="step, counted from the start of the run that it forks from"),
+        y=alt.Y("value:Q", title=CURVES[curve][1], scale=alt.Scale(zero=False)),
+        color=alt.Color("run:N", scale=alt.Scale(range=OKABE_ITO), legend=stroke),
+        tooltip=["run", "series", "step", alt.Tooltip("value:Q", format=".5g")],
+    )
+    dashes = alt.Scale(range=DASHES)
+    lines = base.mark_line().encode(
+        strokeDash=alt.StrokeDash("series:N", scale=dashes, legend=stroke if several else None)
     )
     forks = [{"step": fork_step(run), "run": run.name} for run in runs if fork_step(run)]
-    layers = [lines]
+    # Wide and invisible where there are many: something for the pointer to find.
+    points = base.mark_point(filled=True, size=40, opacity=1 if len(table) < 60 else 0)
+    layers = [lines, points]
     if forks:
         rule = alt.Chart(pd.DataFrame(forks)).mark_rule(strokeDash=[4, 4], color="#ff7f0e")
         layers.append(rule.encode(x="step:Q", tooltip=["run", "step"]))
     st.altair_chart(alt.layer(*layers).properties(height=380), width="stretch")
-    with st.container(horizontal=True):
-        share.notebook_cell(curve_cell(runs, curve), "curve")
-        share.csv_button("Curve", lambda: curve_table(runs, curve, most=0), f"{curve}.csv", "curve")
+    share.take_away(
+        "curve",
+        f"shardscope-{curve}",
+        lambda: curve_cell(runs, curve),
+        lambda: curve_table(runs, curve, most=0),
+        picture=False,
+    )
 
 
 def find_runs(folders: Sequence[Path]) -> dict[str, Run]:
@@ -150,18 +159,30 @@ def curve_table(runs: Sequence[Run], curve: str, most: int = MOST_POINTS) -> pd.
 
 def curve_cell(runs: Sequence[Run], curve: str) -> str:
     """A cell that reads the lines behind the curve."""
-    folders = ", ".join(repr(str(share.relative(run.folder))) for run in runs)
+    kind, words = CURVES[curve]
+    starts = ", ".join(f"{str(share.relative(run.folder))!r}: {fork_step(run)}" for run in runs)
+    value = {
+        "train": f'line["{curve}"]',
+        "eval": f'{{name: s["{EVAL_FIELD.get(curve)}"] for name, s in line.items() if isinstance(s, dict)}}',
+        "sentinel": 'min(low / high for low, high in line["matrices"].values() if high)',
+    }[kind]
+    has = f' if "{curve}" in line' if kind == "train" else ""
     return (
         "from pathlib import Path\n\nfrom shardscope.train.metrics import read_metrics\n\n"
-        f'lines = {{run: read_metrics(Path(run), "{CURVES[curve][0]}") for run in [{folders}]}}\n'
-        f"{{run: [(line['step'], line) for line in found] for run, found in lines.items()}}  # {CURVES[curve][1]}\n"
+        f"runs = {{{starts}}}  # folder: the step that it forks from\n"
+        "curve = {\n"
+        f'    run: [(start + line["step"], {value})\n'
+        f'          for line in read_metrics(Path(run), "{kind}"){has}]\n'
+        "    for run, start in runs.items()\n"
+        "}\n"
+        f"curve  # {words}\n"
     )
 
 
 def values(line: Mapping[str, Any], curve: str) -> dict[str, float]:
     """What a line of metrics.jsonl says of a curve: one value, or one for each held-out source."""
     if line["kind"] == "eval":
-        field = {"bits_per_byte": "bits_per_byte", "held_out_loss": "loss"}[curve]
+        field = EVAL_FIELD[curve]
         return {name: float(scores[field]) for name, scores in line.items() if isinstance(scores, Mapping)}
     if line["kind"] == "sentinel":
         ratios = [low / high for low, high in line["matrices"].values() if high]
@@ -209,6 +230,28 @@ def draw_plan(run: Run, runs: Mapping[str, Run], expanded: bool) -> None:
             ).properties(height=200),
             width="stretch",
         )
+        recipe = run.recipe
+        share.take_away(
+            f"plan of {run.name}",
+            f"shardscope-{run.name}-plan",
+            lambda: plan_cell(run),
+            lambda: pd.concat([rate_plan(recipe), mixture_plan(recipe)]),
+            picture=False,
+        )
+
+
+def plan_cell(run: Run) -> str:
+    """A cell that leaves a run's learning rates in `rates` and its mixture in `shares`, from its recipe."""
+    return (
+        "import json\nfrom pathlib import Path\n\n"
+        "from shardscope.config import Recipe\nfrom shardscope.train.schedule import lr_factor\n\n"
+        f"recipe = Recipe.from_dict(json.loads(Path({str(share.relative(run.folder / RECIPE))!r}).read_text()))\n"
+        "steps = recipe.schedule.steps\n"
+        "rates = [recipe.optimizer.lr * lr_factor(step, recipe.schedule) for step in range(steps)]\n"
+        "total = sum(source.weight for source in recipe.data.sources)\n"
+        "shares = {source.name: source.weight / total for source in recipe.data.sources}\n"
+        "rates, shares\n"
+    )
 
 
 def story(run: Run, runs: Mapping[str, Run]) -> str:

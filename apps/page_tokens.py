@@ -24,7 +24,7 @@ from shardscope.lens.microscope import (
     LogitLens,
     ablation_effect,
     attribution,
-    logit_lens,
+    residuals,
 )
 from shardscope.lens.microscope.ablation import Mode
 
@@ -50,16 +50,7 @@ def look_at_tokens(asked: Asked) -> None:
         st.session_state.query = min(asked.prompt_tokens, n_tokens - 1)
     query = int(st.session_state.query)
     first, last = max(0, query - AROUND), min(n_tokens - 1, query + AROUND)
-    lens = kept(
-        "lens",
-        (asked.opened.fingerprint, asked.ids, first, last),
-        16,
-        "Reading every layer …",
-        lambda _: alone(
-            asked.opened,
-            lambda: logit_lens(asked.opened.model, torch.tensor(asked.ids), range(first, last), top=CANDIDATES),
-        ),
-    )
+    lens = read_out(asked, first, last)
     tint = np.zeros(n_tokens)
     tint[first + 1 : last + 1] = lens.next_probability[-1]
     token_strip(asked.texts(), asked.prompt_tokens, query, tint, says=("probability", ""))
@@ -76,16 +67,46 @@ def look_at_tokens(asked: Asked) -> None:
     address.publish()
 
 
+def read_out(asked: Asked, first: int, last: int) -> LogitLens:
+    """The logit lens from `first` to `last` - 1. The model runs once for a prompt; another token is only read out."""
+    opened, model, ids = asked.opened, asked.opened.model, torch.tensor(asked.ids)
+    stream = kept(
+        "residuals",
+        (opened.fingerprint, asked.ids),
+        1,
+        "Reading every layer …",
+        lambda report: alone(opened, lambda: residuals(model, ids), report),
+    )
+    key = (opened.fingerprint, asked.ids, first, last)
+    return kept(
+        "lens", key, 16, "", lambda _: stream.lens(range(first, last), top=min(CANDIDATES, model.config.vocab_size))
+    )
+
+
 def draw_table(asked: Asked, lens: LogitLens, query: int) -> None:
     st.subheader("Probabilities", anchor=False)
     table = token_table(asked, lens)
     shown = table[table["position"] >= query - SHOWN_BEFORE]
-    st.dataframe(shown, hide_index=True, height=420, column_config={"probability": _SHARE, "entropy": _BITS})
-    share.csv_button("Tokens", lambda: table, share.file_name(asked, "tokens.csv"), "tokens")
+    st.dataframe(
+        shown,
+        hide_index=True,
+        height=420,
+        column_config={"position": _NARROW, "probability": _SHARE, "rank": _RANK, "entropy": _BITS},
+    )
+    share.take_away(
+        "tokens",
+        share.file_name(asked, "tokens"),
+        lambda: probabilities_cell(asked, lens.positions[0], lens.positions[-1] + 1),
+        lambda: table,
+    )
 
 
-_SHARE = st.column_config.NumberColumn(format="%.4f", help="of this token, given the tokens before it")
-_BITS = st.column_config.NumberColumn(format="%.2f", help="of the prediction, in bits; 0 is certain")
+_SHARE = st.column_config.NumberColumn(
+    "prob.", format="%.4f", help="probability of this token, given the tokens before it", width=64
+)
+_BITS = st.column_config.NumberColumn(format="%.2f", help="of the prediction, in bits; 0 is certain", width=58)
+_NARROW = st.column_config.NumberColumn("pos.", help="position", width=44)
+_RANK = st.column_config.NumberColumn(help="1 is the likeliest", width=44)
 
 
 def token_table(asked: Asked, lens: LogitLens) -> pd.DataFrame:
@@ -106,11 +127,12 @@ def token_table(asked: Asked, lens: LogitLens) -> pd.DataFrame:
 def draw_lens(asked: Asked, lens: LogitLens, query: int) -> None:
     st.subheader(f"What each layer expects as token {query}", anchor=False)
     table = lens_table(asked, lens, lens.positions.index(query - 1))
-    st.dataframe(table, hide_index=True, height="content", column_config={"this token": _SHARE, "entropy": _BITS})
-    share.csv_button("Logit lens", lambda: table, share.file_name(asked, f"lens-{query}.csv"), "lens")
+    columns = {"after": st.column_config.TextColumn(width=78), "this token": _SHARE, "entropy": _BITS}
+    st.dataframe(table, hide_index=True, height="content", column_config=columns)
+    share.take_away("lens", share.file_name(asked, f"lens-{query}"), lambda: lens_cell(asked, query - 1), lambda: table)
 
 
-def lens_table(asked: Asked, lens: LogitLens, place: int, top: int = 4) -> pd.DataFrame:
+def lens_table(asked: Asked, lens: LogitLens, place: int, top: int = 3) -> pd.DataFrame:
     """A line for each layer: the actual token's probability there, the entropy, and the likeliest tokens."""
     layers = ["embedding", *(f"layer {layer}" for layer in range(len(lens.tokens) - 1))]
     rows = []
@@ -139,7 +161,15 @@ def explain_choice(asked: Asked, lens: LogitLens, query: int) -> None:
         address.one_of("mode", modes)
         mode = st.segmented_control("A head switched off writes", modes, key="mode", required=True) or modes[0]
     ids = torch.tensor(asked.ids)
-    found = alone(asked.opened, lambda: attribution(asked.opened.model, ids, query - 1, target, against))
+    found = kept(
+        "attribution",
+        (asked.opened.fingerprint, asked.ids[:query], target, against),
+        32,
+        "Asking every head …",
+        lambda report: alone(
+            asked.opened, lambda: attribution(asked.opened.model, ids[:query], -1, target, against), report
+        ),
+    )
     config = asked.opened.model.config
     heads = tuple(h for h in st.session_state.ablate if h[0] < config.n_layers and h[1] < config.n_heads)
     st.session_state.ablate = heads
@@ -157,7 +187,15 @@ def draw_attribution(asked: Asked, found: Attribution, heads: Sequence[Head]) ->
         (layer, head): Cell(f"layer {layer}, head {head} adds {x:+.4f}", f"{x:+.2f}", blue_orange(float(x) / most))
         for (layer, head), x in np.ndenumerate(found.heads)
     }
-    head_grid("attribution grid", asked.opened.model.config, cells, heads, toggle, name="attribution")
+    head_grid(
+        "attribution grid",
+        asked.opened.model.config,
+        cells,
+        heads,
+        toggle,
+        name="attribution",
+        file=share.file_name(asked, "attribution.svg"),
+    )
     st.caption(
         "What each head adds to the logit of this token over that one, before the cap: orange speaks for it, blue "
         "against. Click a head to switch it off, and again to switch it on."
@@ -187,9 +225,12 @@ def draw_parts(asked: Asked, found: Attribution) -> None:
     st.altair_chart(chart, width="stretch")
     total = found.embed + float(found.heads.sum()) + float(found.mlps.sum())
     st.caption(f"All parts add up to **{total:+.4f}**; the logit difference is **{found.logit:+.4f}**.")
-    with st.container(horizontal=True):
-        share.notebook_cell(attribution_cell(asked, found), "attribution")
-        share.csv_button("Parts", lambda: all_parts(found), share.file_name(asked, "attribution.csv"), "attribution")
+    share.take_away(
+        "attribution",
+        share.file_name(asked, "attribution"),
+        lambda: attribution_cell(asked, found),
+        lambda: all_parts(found),
+    )
 
 
 def all_parts(found: Attribution) -> pd.DataFrame:
@@ -200,7 +241,7 @@ def all_parts(found: Attribution) -> pd.DataFrame:
 def attribution_cell(asked: Asked, found: Attribution) -> str:
     """A cell that leaves each head's share of the logit difference in `heads` [layer head], through the hooks."""
     return share.opening(asked) + (
-        f"\nthis, that, position = {found.token}, {found.against}, {found.position}\n"
+        f"this, that, position = {found.token}, {found.against}, {found.position}\n"
         'names = ["ln_final.hook_scale", *(f"blocks.{layer}.attn.hook_z" for layer in range(model.config.n_layers))]\n'
         "_, cache = model.run_with_cache(ids[None, : position + 1], names_filter=names)\n"
         "readout = (model.W_U[:, this] - model.W_U[:, that]) * model.ln_final.w / cache['ln_final.hook_scale'][0, -1]\n"
@@ -220,9 +261,12 @@ def draw_ablation(asked: Asked, heads: tuple[Head, ...], mode: Mode, query: int)
         )
         return
     names = ", ".join(f"L{layer}H{head}" for layer, head in heads)
-    ids = torch.tensor(asked.ids)
-    effect = alone(
-        asked.opened, lambda: ablation_effect(asked.opened.model, ids, heads, mode, position=query - 1, top=8)
+    effect = kept(
+        "effect",
+        (asked.opened.fingerprint, asked.ids, asked.prompt_tokens, heads, mode, query),
+        32,
+        f"Reading without {names} …",
+        lambda report: alone(asked.opened, lambda: effect_of(asked, heads, mode, query), report, passes=2),
     )
     left, middle, right = st.columns([3, 3, 4], gap="medium")
     if asked.sampling:
@@ -244,8 +288,17 @@ def draw_ablation(asked: Asked, heads: tuple[Head, ...], mode: Mode, query: int)
     )
     table = effect_table(asked, effect)
     right.dataframe(table, hide_index=True, column_config={"before": _SHARE, "after": _SHARE, "logit": _CHANGE})
-    with right:
-        share.csv_button("Effect", lambda: table, share.file_name(asked, "ablation.csv"), "ablation")
+    share.take_away(
+        "ablation", share.file_name(asked, "ablation"), lambda: ablation_cell(asked, heads, mode, query), lambda: table
+    )
+
+
+def effect_of(asked: Asked, heads: Sequence[Head], mode: Mode, query: int) -> AblationEffect:
+    """The effect on the prediction of `query`. A mean is the prompt's own, here and in the continuation."""
+    ids = torch.tensor(asked.ids)
+    return ablation_effect(
+        asked.opened.model, ids, heads, mode, position=query - 1, top=8, reference=ids[: asked.prompt_tokens]
+    )
 
 
 _CHANGE = st.column_config.NumberColumn(format="%+.3f", help="change of the capped logit")
@@ -257,4 +310,50 @@ def effect_table(asked: Asked, effect: AblationEffect) -> pd.DataFrame:
 
 
 def _text(asked: Asked, id: int) -> str:
-    return f"“{on_one_line(asked.tokenizer.token_text(int(id)))}”"
+    return f"“{on_one_line(asked.text(int(id)))}”"
+
+
+# ------------------------------------------------------------------------------------------------- cells
+
+
+def probabilities_cell(asked: Asked, first: int, last: int) -> str:
+    """A cell that leaves in `probabilities` how likely each token after positions first … last - 1 was."""
+    return share.opening(asked) + (
+        "with torch.no_grad():\n"
+        f"    predictions = model.unembed(model.hidden(ids[None])[:, {first}:{last}])[0].softmax(dim=-1)\n"
+        f"probabilities = predictions.gather(1, ids[{first + 1} : {last + 1}, None])[:, 0]\n"
+        "entropy = torch.special.entr(predictions).sum(dim=-1) / torch.log(torch.tensor(2.0))  # bits\n"
+        "probabilities, entropy, predictions.argmax(dim=-1)\n"
+    )
+
+
+def lens_cell(asked: Asked, position: int) -> str:
+    """A cell that leaves in `lens` [layer vocab] what each layer would predict after a position, through the hooks."""
+    return share.opening(asked) + (
+        f"position = {position}\n"
+        'names = ["hook_embed", *(f"blocks.{layer}.hook_resid_post" for layer in range(model.config.n_layers))]\n'
+        "_, cache = model.run_with_cache(ids[None, : position + 1], names_filter=names)\n"
+        "with torch.no_grad():\n"
+        "    layers = [model.unembed(model.ln_final(cache[name][:, -1:]))[0, 0] for name in names]\n"
+        "lens = torch.stack(layers).softmax(dim=-1)\n"
+        "lens.topk(3)\n"
+    )
+
+
+def ablation_cell(asked: Asked, heads: Sequence[Head], mode: Mode, query: int) -> str:
+    """A cell that leaves the `effect` of switching heads off and, if one was asked for, the other continuation."""
+    cell = share.opening(asked) + (
+        "from shardscope.generate import SamplingConfig, generate\n"
+        "from shardscope.lens.microscope import ablated, ablation_effect\n\n"
+        f"heads, mode = {list(heads)}, {mode!r}  # switched off at blocks.*.attn.hook_z\n"
+        f"read = ids[:{asked.prompt_tokens}]  # the prompt: what a mean is over\n"
+        f"effect = ablation_effect(model, ids, heads, mode, position={query - 1}, top=8, reference=read)\n"
+    )
+    if asked.sampling:
+        s = asked.sampling
+        choices = f"max_new_tokens={s.max_new_tokens}, temperature={s.temperature}, top_p={s.top_p}, seed={s.seed}"
+        cell += (
+            "with ablated(model, heads, mode, reference=read):\n"
+            f"    without = generate(model, [read.tolist()], SamplingConfig({choices}))[0]\n"
+        )
+    return cell + "effect.tokens, effect.before, effect.after\n"

@@ -67,11 +67,10 @@ def pick_checkpoint() -> Opened | None:
             st.warning(f"{plain(asked)} is not among the checkpoints that this explorer was started with.")
             _forget_fingerprint()
         st.session_state.checkpoint = same or next(iter(found))
-    elif st.session_state.fingerprint and not _holds(found[asked], st.session_state.fingerprint):
+    elif not _holds(found[asked], st.session_state.fingerprint) and (same := _named_otherwise(found)) is not None:
         # The name has been given to another checkpoint since; the fingerprint says which one was meant.
-        if (same := _named_otherwise(found)) is not None:
-            st.info(f"{plain(asked)} holds another checkpoint now; the one that the address means is {plain(same)}.")
-            st.session_state.checkpoint = same
+        st.info(f"{plain(asked)} holds another checkpoint now; the one that the address means is {plain(same)}.")
+        st.session_state.checkpoint = same
     left, right = st.columns([2, 5], vertical_alignment="center")
     name = left.selectbox(
         "Checkpoint", list(found), key="checkpoint", on_change=_forget_fingerprint, label_visibility="collapsed"

@@ -18,7 +18,7 @@ from shardscope.lens.microscope.ablation import Mode
 KEPT = 8
 MOST_NEW = 512
 LIMITS = {"temperature": (0.0, 2.0), "top_p": (0.05, 1.0), "seed": (0, 2**31)}
-NARROW = 140  # pixels; two fit beside each other on a phone
+NARROW = 112  # pixels; all four fit beside each other, and on a phone two
 
 
 @dataclass(frozen=True)

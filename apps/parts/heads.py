@@ -8,12 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import streamlit as st
 from PIL import Image
 
+from apps.parts.heatmap import Side, visible_squares
+from apps.parts.shelf import SHELF_JS, shelve
 from shardscope.config import ShardConfig
+from shardscope.lens.microscope import HeadScores
 
 _VIRIDIS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
 # Blue for less, orange for more, white for nothing: told apart with every common colour blindness.
@@ -35,12 +39,14 @@ section.global { border-left-color: #f28e2b; background: color-mix(in srgb, #f28
 .head:hover { border-color: var(--st-text-color); }
 .head:focus-visible { outline: 3px solid var(--st-primary-color); outline-offset: 1px; }
 .head[aria-pressed="true"] { outline: 3px solid #ff4fa3; outline-offset: 0; }
+.save { display: block; margin: 6px 0 0 auto; font: inherit; font-size: 0.8rem; color: inherit; background: none;
+        border-radius: 6px; padding: 2px 8px; border: 1px solid var(--st-border-color, gray); cursor: pointer; }
 """
 _heads = st.components.v2.component(
     "heads",
-    html='<div class="heads"></div>',
+    html='<div class="heads"></div><button type="button" class="save">Save as SVG</button>',
     css=_CSS,
-    js=Path(__file__).with_suffix(".js").read_text(encoding="utf-8"),
+    js=SHELF_JS + Path(__file__).with_suffix(".js").read_text(encoding="utf-8"),
 )
 
 Head = tuple[int, int]
@@ -63,10 +69,13 @@ def head_grid(
     on_head: Callable[[Head], None],
     *,
     name: str,
-    thumbnails: Mapping[Head, np.ndarray] | None = None,
-    size: int = 60,
+    file: str,
+    thumbnails: Sequence[HeadScores] = (),
 ) -> None:
-    """Draw every (layer, head); `on_head` is called with the one that is clicked."""
+    """Draw every (layer, head); `on_head` is called with the one that is clicked.
+
+    `name` says what is shown, `file` names the saved picture. With `thumbnails` every button is a head's small map.
+    """
     notes = {
         "sliding": f"see the last {config.window} tokens, their own included",
         "global": "see every token before",
@@ -82,15 +91,22 @@ def head_grid(
             for layer in layers
         ]
         bands.append({"kind": kind, "note": notes[kind], "rows": rows})
-    data = {"bands": bands, "size": size, "name": name, "sprite": None}
-    if thumbnails:
-        data |= {"sprite": _sprite(thumbnails, config), "sprite_heads": [config.n_heads, config.n_layers]}
+    data: dict[str, Any] = {
+        "bands": bands,
+        "name": name,
+        "file": file,
+        "sprite": None,
+        "sprite_heads": [config.n_heads, config.n_layers],
+    }
 
     def chosen() -> None:
         if (value := getattr(st.session_state[key], "head", None)) is not None:
             on_head((int(value[0]), int(value[1])))
 
-    _heads(key=key, data=data, on_head_change=chosen)
+    with st.container(gap=None):
+        if thumbnails:
+            data["sprite"] = shelve(key, _sprite(thumbnails, config))
+        _heads(key=key, data=data, on_head_change=chosen)
 
 
 def viridis(share: float) -> tuple[int, int, int]:
@@ -120,14 +136,19 @@ def _cell(head: int, cell: Cell, pressed: bool) -> dict[str, object]:
     return {"head": head, "text": cell.text, "title": cell.title, "pressed": pressed, "color": color, "ink": ink}
 
 
-def _sprite(thumbnails: Mapping[Head, np.ndarray], config: ShardConfig) -> str:
-    """All small maps in one picture of few colours, layers down and heads across, as a data address."""
-    size = len(next(iter(thumbnails.values())))
+def _sprite(scores: Sequence[HeadScores], config: ShardConfig) -> str:
+    """All small maps in one picture of few colours, layers down and heads across, as a data address.
+
+    What a head cannot see is left out: the future, and what lies outside its window.
+    """
+    size = len(scores[0].thumbnail)
+    side = Side("", 0, int(scores[0].distance_edges[-1]), scores[0].cell)
+    seen = {window: visible_squares(side, side, window, distance=False) for window in set(config.windows)}
     shades = np.zeros((config.n_layers * size, config.n_heads * size), dtype=np.uint8)
-    seen = np.tri(size, dtype=bool)
-    for (layer, head), weights in thumbnails.items():
-        shade = 1 + np.rint(np.sqrt(np.clip(weights, 0, 1)) * 254)
-        shades[layer * size :, head * size :][:size, :size] = np.where(seen, shade, 0)
+    for score in scores:
+        shade = 1 + np.rint(np.sqrt(np.clip(score.thumbnail, 0, 1)) * 254)
+        part = shades[score.layer * size :, score.head * size :][:size, :size]
+        part[:] = np.where(seen[score.window], shade, 0)
     image = Image.fromarray(shades, "P")
     image.putpalette(_palette())
     file = io.BytesIO()

@@ -20,6 +20,10 @@ class HeatMap {
     this.canvas = root.querySelector("canvas");
     this.tip = root.querySelector(".tip");
     this.cursor = this.anchor = null;
+    new ResizeObserver(() => this.data && this.draw()).observe(root);
+  }
+
+  listen() {
     const canvas = this.canvas;
     canvas.onpointermove = (event) => this.moved(event);
     canvas.onpointerdown = (event) => {
@@ -33,22 +37,24 @@ class HeatMap {
     canvas.onpointercancel = canvas.onpointerleave = () => this.leave();
     canvas.onblur = () => this.leave();
     canvas.onkeydown = (event) => this.key(event);
-    root.querySelector(".save").onclick = () => this.save();
-    new ResizeObserver(() => this.data && this.draw()).observe(root);
+    this.root.querySelector(".save").onclick = () => this.save();
   }
 
   async show(data, send) {
     this.send = send;
-    const changed = data.weights !== this.data?.weights;
-    this.data = data;
-    if (changed) {
+    const { slot, digest } = data.weights;
+    const picture = `${digest} ${data.rows.count}`;
+    this.wanted = data;
+    if (picture !== this.painted) {
+      const weights = await unpack(await shelved(slot, digest));
+      if (data !== this.wanted) return;
       this.cursor = this.anchor = null;
-      const weights = await unpack(data.weights);
-      if (data !== this.data) return;
       this.weights = weights;
       this.picture = paint(weights, data);
+      this.painted = picture;
     }
-    if (!this.weights) return;
+    this.data = data;
+    this.listen();
     this.canvas.setAttribute("aria-label", data.label);
     this.draw();
     this.root.dataset.shows = data.name;
@@ -92,8 +98,7 @@ class HeatMap {
   chosen() {
     const { rows, columns, distance } = this.data;
     if (!this.cursor) return;
-    const row = tokens(rows, this.cursor.row);
-    const column = tokens(columns, this.cursor.column);
+    const [row, column] = [tokens(rows, this.cursor.row), tokens(columns, this.cursor.column)];
     if (this.dragged && this.anchor && this.data.selectable) {
       const [r0, r1] = [this.anchor.row, this.cursor.row].sort((a, b) => a - b);
       const [c0, c1] = [this.anchor.column, this.cursor.column].sort((a, b) => a - b);
@@ -116,10 +121,11 @@ class HeatMap {
     } else if (step) {
       event.preventDefault();
       const { rows, columns } = this.data;
-      const from = this.cursor ?? { row: -step[0], column: -step[1] };
+      // The first arrow shows the cursor, in the corner.
+      const from = this.cursor ?? { row: 0, column: 0 };
+      const far = !this.cursor && !event.shiftKey ? 0 : event.ctrlKey ? 10 : 1;
       this.dragged = event.shiftKey;
       this.anchor = event.shiftKey ? (this.anchor ?? from) : null;
-      const far = event.ctrlKey ? 10 : 1;
       this.cursor = {
         row: clamp(from.row + far * step[0], rows.count),
         column: clamp(from.column + far * step[1], columns.count),
@@ -143,7 +149,7 @@ class HeatMap {
     if (distance && single) lines.push(`Key ${row[0] - column[0]}`);
     if (!distance) lines.push(`Key ${span(column)} ${columns.texts[cursor.column] ?? ""}`);
     lines.push(`Distance ${distance ? span(column) : (single ? "" : "about ") + apart}`);
-    lines.push(weight === null ? data.hidden : `${what} ${weight < 0.001 ? weight.toExponential(3) : weight.toFixed(5)}`);
+    lines.push(weight === null ? this.unseen(row, column) : `${what} ${weight < 0.001 ? weight.toExponential(3) : weight.toFixed(5)}`);
     tip.textContent = lines.join("\n");
     const { left, top, width, height } = this.plot;
     const x = left + ((cursor.column + 0.5) / columns.count) * width;
@@ -151,6 +157,12 @@ class HeatMap {
     const room = this.canvas.clientWidth - tip.offsetWidth - 4;
     tip.style.left = `${clamp(x + 14 > room ? x - tip.offsetWidth - 14 : x + 14, room + 1)}px`;
     tip.style.top = `${Math.max(0, y - tip.offsetHeight - 8)}px`;
+  }
+
+  // Why a square holds no weight.
+  unseen(row, column) {
+    if (this.data.distance) return "before the first token";
+    return column[0] >= row[1] ? "after the query: not seen" : "outside the window: not seen";
   }
 
   // ------------------------------------------------------------------------------------------ drawing

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
+from apps.parts.shelf import SHELF_JS, shelve
 from apps.parts.text import on_one_line
 
 HIDDEN = 65535
@@ -37,7 +38,7 @@ canvas:focus-visible { outline: 2px solid var(--st-primary-color); }
         border: 1px solid var(--st-border-color, gray); cursor: pointer; }
 """
 _heatmap = st.components.v2.component(
-    "heatmap", html=_HTML, css=_CSS, js=Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    "heatmap", html=_HTML, css=_CSS, js=SHELF_JS + Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 )
 
 
@@ -88,28 +89,28 @@ def heatmap(
     """
     seen = visible_squares(rows, columns, window, distance)
     shown = weights[seen]
-    data = {
-        "label": label,
-        "name": name,
-        "what": what,
-        "hidden": "after the query" if window is None else "outside the window: not seen",
-        "weights": pack(weights, seen),
-        "top": max(float(shown.max()), 1e-6) if shown.size else 1.0,
-        "rows": rows.to_json(),
-        "columns": columns.to_json(),
-        "window": window,
-        "distance": distance,
-        "rectangle": rectangle,
-        "query": query,
-        "height": height,
-        "selectable": on_rectangle is not None,
-    }
-    _heatmap(
-        key=key,
-        data=data,
-        on_rectangle_change=_told(key, "rectangle", on_rectangle),
-        on_pick_change=_told(key, "pick", on_pick),
-    )
+    with st.container(gap=None):
+        data = {
+            "label": label,
+            "name": name,
+            "what": what,
+            "weights": shelve(key, pack(weights, seen)),
+            "top": max(float(shown.max()), 1e-6) if shown.size else 1.0,
+            "rows": rows.to_json(),
+            "columns": columns.to_json(),
+            "window": window,
+            "distance": distance,
+            "rectangle": rectangle,
+            "query": query,
+            "height": height,
+            "selectable": on_rectangle is not None,
+        }
+        _heatmap(
+            key=key,
+            data=data,
+            on_rectangle_change=_told(key, "rectangle", on_rectangle),
+            on_pick_change=_told(key, "pick", on_pick),
+        )
 
 
 def pack(weights: np.ndarray, seen: np.ndarray) -> str:

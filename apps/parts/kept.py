@@ -14,6 +14,7 @@ from apps.parts.checkpoints import Opened, device, fingerprint
 from apps.parts.text import plain
 from shardscope import load
 from shardscope.lens.microscope import HeadScores, LayerReading, PooledBand, PooledMap, Reading, head_scores, read
+from shardscope.model import HookPoint
 
 Result = TypeVar("Result")
 Report = Callable[[float, str], None]
@@ -69,7 +70,9 @@ def kept_reading(opened: Opened, ids: Ids) -> Reading:
 def kept_scores(opened: Opened, ids: Ids) -> list[HeadScores]:
     """Every head in numbers."""
     reading = kept_reading(opened, ids)
-    return kept("scores", (opened.fingerprint, ids), 64, "Scoring all heads …", lambda report: head_scores(reading, report))
+    return kept(
+        "scores", (opened.fingerprint, ids), 64, "Scoring all heads …", lambda report: head_scores(reading, report)
+    )
 
 
 def kept_scores_of(path: Path, ids: Ids) -> list[HeadScores]:
@@ -90,7 +93,19 @@ def kept_map(
     return kept("maps", key, 32, "", lambda _: pooled(head, cells))
 
 
-def alone(opened: Opened, work: Callable[[], Result]) -> Result:
-    """`work` on the model while no other session runs it: hooks are attached to the model itself."""
-    with opened.lock:
+def alone(opened: Opened, work: Callable[[], Result], report: Report | None = None, passes: int = 1) -> Result:
+    """`work` on the model while no other session runs it: hooks are attached to the model itself.
+
+    `report` is told how far the model is; `passes` is how often `work` runs it.
+    """
+    blocks, done = opened.model.config.n_layers, 0
+
+    def tell(activation: torch.Tensor, /, *, hook: HookPoint) -> None:
+        nonlocal done
+        done += 1
+        if report is not None:
+            report(done / (passes * blocks), f"layer {hook.layer() + 1} of {blocks}")
+
+    watched = [f"blocks.{layer}.hook_resid_post" for layer in range(blocks)] if report is not None else []
+    with opened.lock, opened.model.hooks(fwd_hooks=[(name, tell) for name in watched]):
         return work()

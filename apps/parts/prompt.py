@@ -28,8 +28,12 @@ class Asked:
     new: Continuation
     ids: tuple[int, ...]
 
+    def text(self, id: int) -> str:
+        """One token, readable; a vocabulary padded past its tokenizer has ids that stand for no text."""
+        return self.tokenizer.token_text(id) if id < self.tokenizer.vocab_size else f"<id {id}>"
+
     def texts(self) -> list[str]:
-        return [self.tokenizer.token_text(id) for id in self.ids]
+        return [self.text(id) for id in self.ids]
 
 
 def ask() -> Asked | None:
@@ -39,10 +43,14 @@ def ask() -> Asked | None:
         return None
     # Nothing runs while somebody types.
     with st.form("ask", border=False):
-        prompt = st.text_area("Prompt", key="prompt", height=96)
-        with st.container(horizontal=True, vertical_alignment="bottom"):
+        left, right = st.columns([5, 7], gap="medium")
+        with left:
+            st.text_area("Prompt", key="prompt", height=106)
+        with right.container(horizontal=True, vertical_alignment="bottom", gap="small"):
             sampling = sampling_controls()
-            st.form_submit_button("Continue the prompt", type="primary")
+            st.form_submit_button("Continue", type="primary")
+        written = right.container()
+    prompt: str = st.session_state.prompt
     tokenizer = opened.model.tokenizer
     assert tokenizer is not None
     if not prompt:
@@ -56,7 +64,8 @@ def ask() -> Asked | None:
         st.error(sentence(error))
         address.publish()
         return None
-    new = _continued(opened, ids, sampling) if sampling else Continuation()
+    with written:
+        new = _continued(opened, ids, sampling) if sampling else Continuation()
     return Asked(opened, tokenizer, prompt, sampling, len(ids), new, (*ids, *new.ids))
 
 
@@ -65,7 +74,7 @@ def _continued(opened: Opened, ids: tuple[int, ...], sampling: SamplingConfig) -
     box = st.empty()
     new = Continuation()
     for (new,) in continue_prompts(opened, (ids,), sampling):
-        box.code(visible(new.text) or " ", language=None, wrap_lines=True)
+        box.code(visible(new.text) or " ", language=None, wrap_lines=True, height=64)
     if not new.ids:
         full = new.stop_reason == "context"
         box.caption("The prompt fills the whole context." if full else "The model ends the text here.")

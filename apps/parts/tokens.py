@@ -12,20 +12,23 @@ import streamlit as st
 
 from apps.parts.text import visible
 
-LONGEST_STRIP = 480
+LONGEST_STRIP = 480  # tokens
+WORTH_NAMING = 0.002  # of a query's attention: what a token far off must have to be named
 _STRIP_CSS = """
-.strip { max-height: 13.5rem; overflow-y: auto; line-height: 2.05; padding: 2px; color: var(--st-text-color);
+.strip { max-height: 11rem; overflow-y: auto; line-height: 2.05; padding: 2px; color: var(--st-text-color);
          font-family: var(--st-code-font); font-size: 0.86rem; overflow-wrap: anywhere; }
-.strip button { font: inherit; color: inherit; white-space: pre-wrap; border: 1px solid transparent;
+button { font: inherit; color: inherit; white-space: pre-wrap; border: 1px solid transparent;
                 border-radius: 4px; padding: 1px 2px; margin: 1px; background: var(--st-secondary-background-color);
                 cursor: pointer; unicode-bidi: isolate; }
-.strip button.start { opacity: 0.75; font-style: italic; }
-.strip button.new { text-decoration: underline dotted; text-underline-offset: 3px; }
-.strip button:hover { border-color: var(--st-text-color); }
-.strip button[aria-pressed="true"] { border: 2px solid var(--st-text-color); }
-.strip button:focus-visible { outline: 3px solid var(--st-primary-color); outline-offset: 1px; }
-.strip .more { opacity: 0.7; padding: 0 6px; }
+button.start { opacity: 0.75; font-style: italic; }
+button.new { text-decoration: underline dotted; text-underline-offset: 3px; }
+button:hover { border-color: var(--st-text-color); }
+button[aria-pressed="true"] { border: 2px solid var(--st-text-color); }
+button:focus-visible { outline: 3px solid var(--st-primary-color); outline-offset: 1px; }
+.more { opacity: 0.7; padding: 0 6px; }
+.far { font-family: var(--st-code-font); font-size: 0.8rem; color: var(--st-text-color); line-height: 1.9; }
 """
+_STRIP_HTML = '<div class="strip" role="toolbar" aria-label="Tokens"></div><div class="far"></div>'
 _STRIP_JS = """
 export default function ({ data, parentElement, setTriggerValue }) {
   const strip = parentElement.querySelector(".strip");
@@ -62,6 +65,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   ];
   const focused = strip.getRootNode().activeElement;
   strip.replaceChildren(...nodes);
+  parentElement.querySelector(".far").replaceChildren(...furtherOff(data, setTriggerValue));
   if (buttons.includes(focused)) focused.focus();
   const chosen = buttons[data.query - data.first];
   const far = chosen.offsetTop - strip.offsetTop - strip.scrollTop;
@@ -73,6 +77,20 @@ export default function ({ data, parentElement, setTriggerValue }) {
     event.preventDefault();
     buttons[Math.min(Math.max(at + step, 0), buttons.length - 1)].focus();
   };
+}
+
+// The most tinted of the tokens that are not drawn.
+function furtherOff(data, setTriggerValue) {
+  const nodes = data.far.map(({ pos, text, tint }) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.dataset.far = pos;
+    button.textContent = `${pos} ${text.replaceAll("\\n", "\\u21b5").replaceAll("\\t", "\\u21e5")} ${tint.toFixed(3)}`;
+    button.title = `token ${pos}, ${data.says[0]} ${tint.toFixed(4)}`;
+    button.onclick = () => setTriggerValue("query", pos);
+    return button;
+  });
+  return nodes.length ? ["Further off: ", ...nodes] : [];
 }
 """
 
@@ -98,9 +116,7 @@ export default function ({ data, parentElement }) {
 }
 """
 
-_strip = st.components.v2.component(
-    "token_strip", html='<div class="strip" role="toolbar" aria-label="Tokens"></div>', css=_STRIP_CSS, js=_STRIP_JS
-)
+_strip = st.components.v2.component("token_strip", html=_STRIP_HTML, css=_STRIP_CSS, js=_STRIP_JS)
 _marked = st.components.v2.component("marked_text", html='<div class="marked"></div>', css=_MARKED_CSS, js=_MARKED_JS)
 
 
@@ -111,11 +127,12 @@ def token_strip(
     tint: Sequence[float] | np.ndarray,
     bar: Sequence[float] | np.ndarray = (),
     says: tuple[str, str] = ("", ""),
+    most_far: int = 0,
 ) -> None:
     """Draw the tokens, `query` framed, each tinted by `tint` and underlined by `bar`, both in [0, 1].
 
     A click makes another token the `query` choice. `says` names the two numbers. Tokens from `prompt_tokens` on are the
-    continuation. Of a long text only the tokens around `query` are drawn.
+    continuation. Of a long text only the tokens around `query` are drawn, and the `most_far` most tinted of the others.
     """
     drawn = drawn_part(query, len(texts))
     part = slice(drawn.start, drawn.stop)
@@ -128,6 +145,10 @@ def token_strip(
         "bar": [round(float(share), 4) for share in bar[part]],
         "says": says,
         "query": query,
+        "far": [
+            {"pos": pos, "text": visible(texts[pos]), "tint": round(float(tint[pos]), 4)}
+            for pos in furthest(tint, drawn, most_far)
+        ],
     }
     _strip(key="token_strip", data=data, on_query_change=_choose_query)
 
@@ -136,6 +157,14 @@ def drawn_part(query: int, n_tokens: int) -> range:
     """The tokens that a strip around `query` shows."""
     first = max(0, min(query - LONGEST_STRIP // 2, n_tokens - LONGEST_STRIP))
     return range(first, min(first + LONGEST_STRIP, n_tokens))
+
+
+def furthest(tint: Sequence[float] | np.ndarray, drawn: range, most: int) -> list[int]:
+    """The most tinted tokens outside `drawn`, strongest first; those with next to nothing are left out."""
+    outside = np.array(tint, dtype=np.float64)
+    outside[drawn.start : drawn.stop] = 0
+    best = np.argsort(-outside, kind="stable")[:most]
+    return [int(pos) for pos in best if outside[pos] >= WORTH_NAMING]
 
 
 def _choose_query() -> None:

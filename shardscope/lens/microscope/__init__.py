@@ -10,7 +10,7 @@ Everything is rebuilt from queries and keys on demand, a block of queries at a t
 
 from shardscope.lens.microscope.ablation import AblationEffect, ablated, ablation_effect
 from shardscope.lens.microscope.heads import SCORES, HeadScores, find_heads, head_scores
-from shardscope.lens.microscope.logits import Attribution, LogitLens, attribution, logit_lens
+from shardscope.lens.microscope.logits import Attribution, LogitLens, Residuals, attribution, logit_lens, residuals
 from shardscope.lens.microscope.reading import (
     LayerReading,
     MicroscopeError,
@@ -32,6 +32,7 @@ __all__ = [
     "PooledBand",
     "PooledMap",
     "Reading",
+    "Residuals",
     "ablated",
     "ablation_effect",
     "attribution",
@@ -40,4 +41,5 @@ __all__ = [
     "head_scores",
     "logit_lens",
     "read",
+    "residuals",
 ]

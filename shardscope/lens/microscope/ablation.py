@@ -71,15 +71,22 @@ def ablated(model: Shard, heads: Heads, mode: Mode = "zero", *, reference: Ids |
 
 @torch.no_grad()
 def ablation_effect(
-    model: Shard, ids: Ids, heads: Heads, mode: Mode = "zero", *, position: int = -1, top: int = 10
+    model: Shard,
+    ids: Ids,
+    heads: Heads,
+    mode: Mode = "zero",
+    *,
+    position: int = -1,
+    top: int = 10,
+    reference: Int[Tensor, "reference"] | None = None,
 ) -> AblationEffect:
-    """What the predictions lose with the heads; the mean is the prompt's own. Raises MicroscopeError."""
+    """What the predictions lose with the heads; a mean is over `reference` (None: `ids`). Raises MicroscopeError."""
     check_prompt(model, ids)
     place, ids = check_position(ids, position), ids.to(model.device)
     if not 1 <= top <= model.config.vocab_size:
         raise MicroscopeError(f"top={top} tokens cannot be shown; use 1 to {model.config.vocab_size}")
     whole = model.hidden(ids[None])[0]
-    with ablated(model, heads, mode, reference=ids):
+    with ablated(model, heads, mode, reference=ids if reference is None else reference):
         without = model.hidden(ids[None])[0]
     kl, losses = [], []
     following = torch.cat([ids[1:], ids.new_full((1,), -1)])

@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) has gone; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -84,7 +87,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     generate.add_argument(
         "words", nargs="+", metavar="[CHECKPOINT] PROMPT", help="a checkpoint, if any, and the prompt"
     )
-    generate.add_argument("--device", default="cpu", help="torch device (default cpu)")
+    generate.add_argument("--device", default="cpu", help="torch device, or auto (default cpu)")
     _sampling_flags(generate)
 
     info = add(
@@ -128,6 +131,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     import_.add_argument("path", metavar="PATH", help="an exported directory, or a .pt file")
     import_.add_argument("--out", required=True, metavar="DIR", help="where the checkpoint is written")
     import_.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json of a .pt file")
+    import_.add_argument("--bos", metavar="TOKEN", help="the token in it that begins a document, if not <|endoftext|>")
     import_.add_argument("--text", metavar="FILE", help="a text that decides what is ambiguous in a .pt file")
 
     verify = add(
@@ -206,7 +210,9 @@ def _generate(arguments: argparse.Namespace) -> int:
         )
     choices = {item.name: getattr(arguments, item.name) for item in fields(SamplingConfig)}
     config = SamplingConfig(**{**choices, "stop": tuple(choices["stop"])})
-    model = load(checkpoint[0] if checkpoint else None, device=arguments.device)
+    from shardscope.train.distributed import pick_device
+
+    model = load(checkpoint[0] if checkpoint else None, device=pick_device(arguments.device))
     print(prompt, end="", flush=True)
     for event in stream(model, prompt, config):
         print(event.text, end="", flush=True)
@@ -243,7 +249,7 @@ def _export(arguments: argparse.Namespace) -> int:
 def _import(arguments: argparse.Namespace) -> int:
     from shardscope.lens.commands import import_command
 
-    import_command(Path(arguments.path), arguments.out, arguments.tokenizer, arguments.text)
+    import_command(Path(arguments.path), arguments.out, arguments.tokenizer, arguments.text, arguments.bos)
     return 0
 
 

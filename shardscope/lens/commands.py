@@ -18,21 +18,29 @@ def export_command(checkpoint: str | Path | None, out: str | Path, dtype: str = 
 
 
 def import_command(
-    path: str | Path, out: str | Path, tokenizer: str | Path | None = None, text: str | Path | None = None
+    path: str | Path,
+    out: str | Path,
+    tokenizer: str | Path | None = None,
+    text: str | Path | None = None,
+    bos: str | None = None,
 ) -> Path:
     """Write a checkpoint from an exported directory or from an original file, with the mapping that was chosen.
 
-    `tokenizer` belongs to an original file; `text`, a file's path or the text itself, decides what is ambiguous in one.
+    The others belong to an original file: its `tokenizer`, a file of `text` that decides what is ambiguous in it, and
+    the token that begins a document, `bos`, where that is not `<|endoftext|>`. Raises ConfigError.
     """
     path, out = Path(path), Path(out)
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or directory")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty; name a new folder")
     if path.is_dir():
         from shardscope.lens.transformers_home import import_pretrained
 
+        for flag, given in (("--tokenizer", tokenizer), ("--text", text), ("--bos", bos)):
+            if given is not None:
+                raise ConfigError(f"{path} is an exported directory, which needs no {flag}; leave it out")
         model = import_pretrained(path)
-        if tokenizer is not None:
-            raise ConfigError(f"{path} brings its own tokenizer; leave --tokenizer out")
     else:
         from shardscope.lens.original import import_original
 
@@ -40,7 +48,7 @@ def import_command(
             raise ConfigError(
                 f"{path} holds no vocabulary; pass --tokenizer with the tokenizer.json published beside it"
             )
-        imported = import_original(path, tokenizer, _text(text))
+        imported = import_original(path, tokenizer, None if text is None else _read_text(Path(text)), bos)
         print("\n".join(imported.report))
         model = imported.model
     save_checkpoint(out, model, notes={"imported_from": path.name})
@@ -57,12 +65,10 @@ def verify_command(checkpoint: str | Path | None) -> int:
     return 0 if certificate.passed else 1
 
 
-def _text(text: str | Path | None) -> str | None:
-    if text is None:
-        return None
+def _read_text(path: Path) -> str:
     try:
-        if Path(text).is_file():
-            return Path(text).read_text(encoding="utf-8")
-    except OSError:  # a text too long for a path
-        pass
-    return str(text)
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: cannot be read as UTF-8 text ({error}); --text takes the path of a text file"
+        ) from None

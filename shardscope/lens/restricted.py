@@ -3,12 +3,14 @@
 torch's `weights_only` unpickler builds tensors and plain containers and nothing else. A published checkpoint also holds
 an instance of its author's `Config` class; every class of that kind, known by its name, becomes a bag of plain values
 here. The class itself is never imported. A file that names any other function or class is refused before unpickling
-begins: its opcodes are first read for names, and none of them is executed.
+begins: its opcodes are first read for names, and none of them is executed. torch can do this for its zip layout, so
+that is the only one that is read.
 """
 
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,8 @@ def read_original(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name, weight in weights.items():
         if not isinstance(weight, Tensor) or weight.layout != torch.strided or weight.is_meta:
             raise OriginalError(f"{path}: the weight {name!r} is a {type(weight).__name__}, not a plain tensor")
+        if weight.is_floating_point() and weight.dtype.itemsize == 1:
+            raise OriginalError(f"{path}: the weight {name!r} is {weight.dtype}; 8-bit floats have scales elsewhere")
     return dict(values), {str(name): weight.detach() for name, weight in weights.items()}
 
 
@@ -57,6 +61,11 @@ def _settings_classes(path: Path) -> list[str]:
     """The config classes that the file names. Raises OriginalError when it names anything else of its own."""
     if not path.is_file():
         raise OriginalError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):  # other layouts cannot be scanned before they are unpickled
+        raise OriginalError(
+            f"{path}: not in torch.save's zip layout (torch 1.6 and later), or cut off; an older file becomes one with "
+            " torch.save(torch.load(OLD, weights_only=True), NEW)"
+        )
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     except Exception as error:  # whatever a malformed pickle makes the scanner stumble over

@@ -20,6 +20,7 @@ from shardscope.config import ShardConfig
 from shardscope.lens.restricted import OriginalError
 
 _LAYER = re.compile(r"(?:^|\.)(?:blocks?|layers?|h|transformer_blocks)\.(\d+)\.(.+)$")
+_WEIGHT = re.compile(r"\.(weight|w|scale|g)$")
 _BUFFER = re.compile(r"(inv_freq|freqs|rope|rotary|(^|[._])(cos|sin)($|[._])|mask|position_ids)")
 _ATTENTION = re.compile(r"attn|attention|mha|(^|\.)sa\.")
 _MLP = re.compile(r"mlp|ffn|feed_?forward|swiglu|(^|\.)ff\.")
@@ -45,20 +46,23 @@ _OURS = {
 }
 
 GATE_FIRST, GATE_SECOND = "gate before up", "up before gate"
+IN_TURNS = ", row by row"
 HALVES, PAIRS = "RoPE rotates halves", "RoPE rotates neighbouring pairs"
-STACKED, PER_HEAD = "q, k, v stacked", "q, k, v of each head together"
+STACKED, PER_HEAD = " stacked", " of each head together"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to read what the names leave open, as in (GATE_FIRST, HALVES, STACKED)."""
+    """One way to read what the names leave open, as in Choice("gate before up", HALVES, "qkv", STACKED)."""
 
-    gate: str
+    gate: str  # GATE_FIRST or GATE_SECOND, with IN_TURNS behind it where the rows of one matrix alternate
     rope: str
-    fused: str
+    order: str = ""  # of what one matrix holds: "qkv", "qvk", "kv", "vk"; nothing if q, k and v are apart
+    fused: str = ""
 
     def __str__(self) -> str:
-        return "; ".join(part for part in (self.gate, self.rope, self.fused) if part)
+        attention = ", ".join(self.order) + self.fused
+        return "; ".join(part for part in (self.gate, self.rope, attention) if part)
 
 
 @dataclass
@@ -88,9 +92,13 @@ class Reading:
 
     def choices(self) -> Iterator[Choice]:
         """Every way to read it that names and shapes allow."""
-        gates = [GATE_FIRST] if self.layers[0].gate_named else [GATE_FIRST, GATE_SECOND]
-        fused = [STACKED, PER_HEAD] if "qkv" in self.layers[0].weights else [""]
-        return (Choice(*parts) for parts in product(gates, [HALVES, PAIRS], fused))
+        first = self.layers[0]
+        gates = [GATE_FIRST] if first.gate_named else [GATE_FIRST, GATE_SECOND]
+        if "gate_up" in first.weights:
+            gates += [gate + IN_TURNS for gate in gates]
+        orders = ["qkv", "qvk"] if "qkv" in first.weights else ["kv", "vk"] if "kv" in first.weights else [""]
+        fused = [STACKED, PER_HEAD] if orders != [""] else [""]
+        return (Choice(*parts) for parts in product(gates, [HALVES, PAIRS], orders, fused))
 
     def state(self, config: ShardConfig, choice: Choice) -> dict[str, Tensor]:
         """Our state dict under one choice. Raises OriginalError when a shape does not fit the config."""
@@ -103,7 +111,7 @@ class Reading:
     def describe(self, choice: Choice) -> list[str]:
         """The mapping, one line a weight; the layers are named alike, so the first stands for all."""
         lines = [f"{ours} <- {theirs}" for ours, theirs in self.names.items()]
-        gate, up = ("first", "second") if choice.gate == GATE_FIRST else ("second", "first")
+        gate, up = ("first", "second") if choice.gate.startswith(GATE_FIRST) else ("second", "first")
         ours_of = {**_OURS, gate: "mlp.W_gate", up: "mlp.W_in"}
         lines += [f"blocks.0.{ours_of[role]} <- {theirs}" for role, theirs in self.layers[0].names.items()]
         lines.append(f"blocks.1 … blocks.{len(self.layers) - 1}: likewise")
@@ -114,18 +122,22 @@ class Reading:
 
 
 def read_spelling(weights: Mapping[str, Tensor]) -> Reading:
-    """Sort a state dict into roles. Raises OriginalError with the list of what could not be placed."""
+    """Sort a state dict into roles. Raises OriginalError with what could not be placed, or claims one place twice."""
     outside: dict[str, Tensor] = {}
     inside: dict[int, dict[str, tuple[str, Tensor]]] = {}
+    prefixes: dict[str, str] = {}
     ignored: list[str] = []
     for name, weight in weights.items():
         if _is_buffer(name, weight):
             ignored.append(name)
         elif match := _LAYER.search(name):
-            suffix = (
-                match[2].lower().removesuffix(".weight").removesuffix(".w").removesuffix(".scale").removesuffix(".g")
-            )
-            inside.setdefault(int(match[1]), {})[suffix] = (name, weight)
+            prefixes.setdefault(name[: match.start(1)], name)
+            if len(prefixes) > 1:
+                raise OriginalError(f"two stacks of layers, as in {' and '.join(prefixes.values())}; a Shard has one")
+            layer, suffix = inside.setdefault(int(match[1]), {}), _WEIGHT.sub("", match[2].lower())
+            if suffix in layer:
+                raise OriginalError(f"both {layer[suffix][0]} and {name} look like the same weight ({suffix})")
+            layer[suffix] = (name, weight)
         else:
             outside[name] = weight
     if sorted(inside) != list(range(len(inside))) or not inside:
@@ -248,19 +260,17 @@ def _layer_state(layer: Layer, config: ShardConfig, choice: Choice, linear: bool
     parts = {role: w if linear or w.ndim != 2 else w.T for role, w in layer.weights.items()}
     heads = config.n_heads
     try:
-        if "qkv" in parts:
-            pattern = (
-                "(three rest) d -> three rest d"
-                if choice.fused == STACKED
-                else "(head three dh) d -> three (head dh) d"
-            )
-            sizes = {"three": 3} if choice.fused == STACKED else {"three": 3, "head": heads}
-            parts["q"], parts["k"], parts["v"] = rearrange(parts["qkv"], pattern, **sizes)
-        elif "kv" in parts:
-            parts["k"], parts["v"] = parts["kv"].chunk(2)
+        for fused in ("qkv", "kv"):
+            if fused in parts:
+                order = "(head n dh) d -> n (head dh) d" if choice.fused == PER_HEAD else "(n rest) d -> n rest d"
+                sizes = {"n": len(fused), "head": heads} if choice.fused == PER_HEAD else {"n": len(fused)}
+                parts |= zip(choice.order, rearrange(parts[fused], order, **sizes), strict=True)
         if "gate_up" in parts:
-            parts["first"], parts["second"] = parts["gate_up"].chunk(2)
-        gate, up = (parts["first"], parts["second"]) if choice.gate == GATE_FIRST else (parts["second"], parts["first"])
+            rows = "(d_mlp two) d -> two d_mlp d" if choice.gate.endswith(IN_TURNS) else "(two d_mlp) d -> two d_mlp d"
+            parts["first"], parts["second"] = rearrange(parts["gate_up"], rows, two=2)
+        gate, up = parts["first"], parts["second"]
+        if choice.gate.startswith(GATE_SECOND):
+            gate, up = up, gate
         state = {
             "ln1.w": parts["ln1.w"],
             "ln2.w": parts["ln2.w"],
@@ -274,7 +284,7 @@ def _layer_state(layer: Layer, config: ShardConfig, choice: Choice, linear: bool
             "mlp.W_in": up.T,
             "mlp.W_out": parts["down"].T,
         }
-    except Exception as error:  # einops and chunk say in many ways that a shape does not divide
+    except Exception as error:  # einops says in many ways that a shape does not divide
         raise OriginalError(
             f"{layer.names} does not fit {heads} heads: {str(error).strip().splitlines()[-1]}"
         ) from None

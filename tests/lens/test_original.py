@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import pickle
 import sys
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from shardscope import Shard, load
 from shardscope.cli import main
-from shardscope.lens import import_original
+from shardscope.lens import import_command, import_original
 from shardscope.lens.restricted import OriginalError, read_original
 from shardscope.lens.spelling import read_spelling
 from shardscope.tokenizer import Tokenizer
@@ -138,6 +139,19 @@ def shared_key_value(model: Shard) -> State:
     return spelled(model, layers, names, {"embedding": "token_embedding.weight", "norm": "out_norm.weight"})
 
 
+def in_turns(model: Shard) -> State:
+    """Values before keys in one matrix, each head's together; the rows of up and gate alternate."""
+    layers, heads = parts(model), model.config.n_heads
+    for layer in layers:
+        two = torch.stack([layer["v"], layer["k"]])
+        layer["kv"] = rearrange(two, "two (head dh) d -> (head two dh) d", head=heads)
+        layer["mixed"] = rearrange([layer["up"], layer["gate"]], "two d_mlp d -> (d_mlp two) d")
+    names = {part: f"layers.{{}}.attn.{part}_proj.weight" for part in ("q", "kv", "o")}
+    names |= {"mixed": "layers.{}.mlp.gate_up_proj.weight", "down": "layers.{}.mlp.down_proj.weight"}
+    names |= {"ln1": "layers.{}.ln1.weight", "ln2": "layers.{}.ln2.weight"}
+    return spelled(model, layers, names, {"embedding": "wte.weight", "norm": "ln_f.weight"})
+
+
 def transformer_lens_shapes(model: Shard) -> State:
     """Heads as an axis of their own and [in, out] matrices, which is how we keep them ourselves."""
     return {name: weight.detach() for name, weight in model.state_dict().items()}
@@ -150,6 +164,7 @@ SPELLINGS = [
     gpt_fused,
     fused_by_head,
     shared_key_value,
+    in_turns,
     transformer_lens_shapes,
 ]
 
@@ -234,6 +249,46 @@ def test_what_cannot_be_placed_is_refused_by_name(trained_model: Shard, extra: S
         read_spelling(meta_llama(trained_model) | extra)
 
 
+@pytest.mark.parametrize(
+    ("renamed", "message"),
+    [
+        (
+            "mtp.layers.0.attention.wq.weight",
+            "two stacks of layers, as in layers.0.attention.wq.weight and mtp.layers.0",
+        ),
+        ("layers.0.attention_norm.scale", r"both layers.0.attention_norm.weight and layers.0.attention_norm.scale"),
+        ("layers.0.attention.q_proj.weight", r"both layers.0.attention.wq.weight and layers.0.attention.q_proj.weight"),
+    ],
+)
+def test_two_weights_for_one_place_are_both_named(trained_model: Shard, renamed: str, message: str) -> None:
+    state = meta_llama(trained_model)
+    with pytest.raises(OriginalError, match=message):
+        read_spelling(state | {renamed: torch.zeros(64, 64) if "norm" not in renamed else torch.zeros(64)})
+
+
+def test_weights_that_predict_nothing_are_refused_however_the_readings_differ(
+    trained_model: Shard, published: dict[str, Any], tmp_path: Path
+) -> None:
+    """The final norm turned round: every reading is worse than guessing, and one of them is the least bad."""
+    assert trained_model.tokenizer is not None
+    with torch.no_grad():
+        trained_model.ln_final.w.neg_()
+    path = saved(tmp_path / "model.pt", published, meta_llama(trained_model))
+    with pytest.raises(OriginalError, match=r"no reading predicts the text: .* guessing among 300 tokens has 5.70"):
+        import_original(path, trained_model.tokenizer, TEXT)
+
+
+def test_the_widest_dtype_is_kept(trained_model: Shard, published: dict[str, Any], tmp_path: Path) -> None:
+    assert trained_model.tokenizer is not None
+    state = meta_llama(trained_model)
+    state |= {"tok_embeddings.weight": state["tok_embeddings.weight"].bfloat16()}
+    state |= {"output.weight": state["tok_embeddings.weight"]}
+    imported = import_original(saved(tmp_path / "model.pt", published, state), trained_model.tokenizer, TEXT).model
+    assert imported.embed.W_E.dtype == torch.float32
+    assert torch.equal(imported.ln_final.w, trained_model.ln_final.w)
+    assert torch.equal(imported.embed.W_E, trained_model.embed.W_E.bfloat16().float())
+
+
 def test_a_missing_part_is_named(trained_model: Shard) -> None:
     state = meta_llama(trained_model)
     with pytest.raises(OriginalError, match="a layer lacks k"):
@@ -248,8 +303,20 @@ def test_a_missing_part_is_named(trained_model: Shard) -> None:
         ({"engram_enabled": True}, "engram_enabled=True"),
         ({"attention_pattern": "gemma5"}, "attention_pattern='gemma5' is unknown; known: gemma4, all_global"),
         ({"n_layers": 12}, "config says n_layers=12, its weights show 4"),
-        ({"n_kv_heads": 2}, "2 key-value heads for 4 query heads"),
+        ({"n_kv_heads": 2}, "n_kv_heads=2 for 4 query heads"),
+        ({"n_kv_heads": "4"}, "n_kv_heads='4' for 4 query heads"),
         ({"mlp_hidden": 128}, "mlp.W_gate would be"),
+        ({"mlp_hidden": 10**9}, "mlp.W_gate would be .* the file's config says .*1000000000"),
+        ({"max_seq_len": 10**9}, "a context of 1000000000 tokens; 1048576 at most"),
+        ({"max_seq_len": "512"}, "max_seq_len='512'; a Shard needs a whole number above 0"),
+        ({"attention_pattern": ["S", "G"]}, r"attention_pattern=\['S', 'G'\] is unknown"),
+        ({"n_heads": 0}, "n_heads=0; a Shard needs a whole number above 0"),
+        ({"n_heads": "4"}, "n_heads='4'"),
+        ({"n_heads": None}, "n_heads=None"),
+        ({"lm_head_logit_cap": None}, "lm_head_logit_cap=None; a Shard needs a number above 0"),
+        ({"norm_eps": float("nan")}, "norm_eps=nan"),
+        ({"hidden_size": 128}, "says dim=64 and hidden_size=128"),
+        ({"head_dim": 15}, "model.d_head=15 is odd"),
     ],
 )
 def test_a_config_that_the_weights_contradict_is_refused(
@@ -318,21 +385,42 @@ def hostile(mark: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("attack", hostile(Path("unused")))
-@pytest.mark.parametrize("layout", ["zip", "legacy", "plain pickle"])
 @pytest.mark.parametrize("place", ["cfg", "model", "beside"])
 def test_a_pickle_that_would_run_something_is_refused_before_anything_runs(
-    tmp_path: Path, attack: str, layout: str, place: str
+    tmp_path: Path, attack: str, place: str
 ) -> None:
-    mark, path = tmp_path / "ran", tmp_path / "model.pt"
-    contents = {"cfg": {"dim": 64}, "model": {"norm.weight": torch.ones(4)}, place: hostile(mark)[attack]}
-    if layout == "plain pickle":
-        path.write_bytes(pickle.dumps({**contents, "model": contents[place] if place == "model" else {}}, protocol=2))
-    else:
-        torch.save(contents, path, _use_new_zipfile_serialization=layout == "zip")
-    with pytest.raises(OriginalError):
-        read_original(path)
+    mark = tmp_path / "ran"
+    contents: dict[str, Any] = {"cfg": {"dim": 64}, "model": {"norm.weight": torch.ones(4)}}
+    torch.save(contents | {"beside": {}}, tmp_path / "harmless.pt")
+    torch.save(contents | {place: hostile(mark)[attack]}, tmp_path / "model.pt")
+    assert read_original(tmp_path / "harmless.pt")[0] == {"dim": 64}
+    with pytest.raises(OriginalError, match="refused"):
+        read_original(tmp_path / "model.pt")
     assert not mark.exists()
     assert "antigravity" not in sys.modules
+
+
+def test_the_attacks_do_run_where_nothing_restrains_them(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    for attack in ("os.system", "eval", "exec"):
+        torch.save({"cfg": hostile(mark)[attack]}, tmp_path / "model.pt")
+        torch.load(tmp_path / "model.pt", weights_only=False)
+        assert mark.exists(), attack
+        mark.unlink()
+
+
+@pytest.mark.parametrize("layout", ["before torch 1.6", "plain pickle"])
+def test_only_the_zip_layout_is_read_and_others_are_told_how_to_become_one(tmp_path: Path, layout: str) -> None:
+    """These layouts cannot be scanned before they are unpickled, so even a harmless one is refused."""
+    path, contents = tmp_path / "model.pt", {"cfg": {"dim": 64}, "model": {}}
+    if layout == "plain pickle":
+        path.write_bytes(pickle.dumps(contents))
+    else:
+        torch.save(contents, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(
+        OriginalError, match=r"not in torch.save's zip layout .* torch.save\(torch.load\(.*weights_only=True"
+    ):
+        read_original(path)
 
 
 def test_the_refusal_names_what_the_file_would_call(tmp_path: Path) -> None:
@@ -358,9 +446,9 @@ def test_a_class_that_only_calls_itself_config_runs_nothing_either(
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        (b"", "not a checkpoint"),
-        (b"not a pickle at all", "not a checkpoint"),
-        (pickle.dumps([1, 2]), r"list|not a checkpoint|refused"),
+        (b"", "not in torch.save's zip layout"),
+        (b"not a pickle at all", "not in torch.save's zip layout"),
+        (b"PK\x03\x04 and then nothing", "not in torch.save's zip layout"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_one_sentence(tmp_path: Path, contents: bytes, message: str) -> None:
@@ -375,7 +463,7 @@ def test_a_file_that_is_no_checkpoint_is_one_sentence(tmp_path: Path, contents: 
 def test_a_cut_off_file_is_one_sentence(trained_model: Shard, published: dict[str, Any], tmp_path: Path) -> None:
     path = saved(tmp_path / "model.pt", published, meta_llama(trained_model))
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(OriginalError, match="not a checkpoint written by torch"):
+    with pytest.raises(OriginalError, match=r"not in torch.save's zip layout"):
         read_original(path)
 
 
@@ -421,7 +509,16 @@ def test_the_command_writes_a_checkpoint_and_prints_its_mapping(
     [
         (["model.pt"], "pass --tokenizer"),
         (["model.pt", "--tokenizer", "none.json"], "no such tokenizer file"),
-        (["none.pt", "--tokenizer", "tokenizer.json"], "no such file"),
+        (["none.pt", "--tokenizer", "tokenizer.json"], "none.pt: no such file or directory"),
+        (["no/such/folder"], "no/such/folder: no such file or directory"),
+        (["."], "config.json: cannot be read"),
+        ([".", "--tokenizer", "tokenizer.json"], "needs no --tokenizer"),
+        (["model.pt", "--tokenizer", "tokenizer.json", "--text", "none.txt"], "none.txt: cannot be read as UTF-8 text"),
+        (["model.pt", "--tokenizer", "tokenizer.json", "--text", "."], ".: cannot be read as UTF-8 text"),
+        (["model.pt", "--tokenizer", "tokenizer.json", "--text", "latin.txt"], "cannot be read as UTF-8 text"),
+        (["model.pt", "--tokenizer", "latin.txt"], "latin.txt: cannot be read as JSON"),
+        (["model.pt", "--tokenizer", "empty.json"], "not a tokenizer.json"),
+        (["model.pt", "--tokenizer", "tokenizer.json", "--bos", "<s>"], "has no token <s>"),
         (["hostile.pt", "--tokenizer", "tokenizer.json"], "refused, nothing was run"),
     ],
 )
@@ -437,6 +534,8 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(
 ) -> None:
     saved(tmp_path / "model.pt", published, meta_llama(trained_model))
     saved(tmp_path / "hostile.pt", Runs(os.system, "touch ran"), {})
+    (tmp_path / "latin.txt").write_bytes("né".encode("latin-1"))
+    (tmp_path / "empty.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     assert main(["import", *words, "--out", "new"]) == 1
     error = capsys.readouterr().err
@@ -445,6 +544,30 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(
     assert error.count("\n") == 1
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("added", [True, False], ids=["special", "an ordinary entry"])
+def test_a_vocabulary_that_calls_the_first_token_otherwise_is_read_with_bos(
+    trained_model: Shard, published: dict[str, Any], tokenizer_file: Path, tmp_path: Path, added: bool
+) -> None:
+    values = json.loads(tokenizer_file.read_text().replace("<|endoftext|>", "<s>"))
+    values["post_processor"] = {
+        **{"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}], "pair": []},
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    }
+    values["added_tokens"] = values["added_tokens"] if added else []
+    tokenizer_file.write_text(json.dumps(values))
+    path = saved(tmp_path / "model.pt", published, meta_llama(trained_model))
+    (tmp_path / "sample.txt").write_text(TEXT)
+    with pytest.raises(OriginalError, match=r"no token <\|endoftext\|>; name the token .* with --bos"):
+        import_original(path, tokenizer_file, TEXT)
+    import_command(path, tmp_path / "new", tokenizer_file, tmp_path / "sample.txt", bos="<s>")
+    returned = load(tmp_path / "new").tokenizer
+    assert returned is not None
+    assert trained_model.tokenizer is not None
+    assert returned.encode("<s> K7<|endoftext|>", bos=True) == trained_model.tokenizer.encode(
+        "<s> K7<|endoftext|>", bos=True
+    )
 
 
 def test_every_part_of_a_zip_is_read_by_the_restricted_unpickler(

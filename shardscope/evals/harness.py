@@ -8,9 +8,12 @@ and never pads.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import lm_eval.models  # noqa: F401 (the built-in models first: the registry only loads them while it is empty)
 import torch
@@ -25,7 +28,8 @@ from tqdm import tqdm
 from shardscope.checkpoint import load, resolve_checkpoint
 from shardscope.config import ConfigError
 from shardscope.evals.ranks import Ranks
-from shardscope.generate import Packed, SamplingConfig, generate, score
+from shardscope.generate import Generation, Packed, SamplingConfig, Score, generate, score
+from shardscope.model import Shard
 from shardscope.tokenizer import END_OF_TEXT, Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,11 +39,20 @@ ARGUMENTS = (
 # For batch_size=auto: tokens of contexts that are computed at once, and texts that are written at once.
 AUTO_TOKENS = {"cpu": 2048, "cuda": 65_536}
 AUTO_TEXTS = {"cpu": 32, "cuda": 256}
+CHOICES = 8  # continuations of a context, on average, that batch_size leaves room for
 
 T = TypeVar("T")
+R = TypeVar("R")
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # its texts, context, continuation
 
 logger = logging.getLogger(__name__)
+
+
+class Group(NamedTuple):
+    """A context, and the numbers of the requests that continue it."""
+
+    context: list[int]
+    own: list[int]
 
 
 class HarnessError(ConfigError, SystemExit):
@@ -59,9 +72,9 @@ class ShardLM(TemplateLM):
 
     `pretrained`: a checkpoint or run (None: the built-in model, else the newest run). `tokenizer`: a tokenizer.json
     other than the checkpoint's. `dtype` auto: the stored one, on a CPU float32. `batch_size`: contexts computed, or
-    texts written, at once; auto: as many as are fast, fewer when memory runs out. `max_length`: tokens of context and
-    continuation (default: the model's context). `add_bos_token` False: no `<|endoftext|>` before a text. `seed`: of
-    sampling; request i is sampled with seed + i, whatever its batch.
+    texts written, at once; auto: as many as are fast, fewer when memory runs out (auto:N is the same). `max_length`:
+    tokens of context and continuation (default: the model's context). `add_bos_token` False: no `<|endoftext|>` before
+    a text. `seed`: of sampling; question i of a task is sampled with seed + i, whatever its batch and process.
 
     Raises HarnessError. Under torchrun each process takes its share of the requests.
     """
@@ -76,7 +89,7 @@ class ShardLM(TemplateLM):
         max_batch_size: int | str | None = None,
         max_length: int | str | None = None,
         max_gen_toks: int | str = 256,
-        add_bos_token: bool | None = None,
+        add_bos_token: bool | int | str | None = None,
         seed: int | str = 0,
         **unknown: Any,
     ) -> None:
@@ -87,29 +100,25 @@ class ShardLM(TemplateLM):
         self.ranks = Ranks.of_this_process()
         self._rank, self._world_size = self.ranks.rank, self.ranks.world_size
         self._device = _device(device, self.ranks)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
         try:
             self.path = resolve_checkpoint(pretrained)
             self.model = load(self.path, self._device, _dtype(dtype, self._device))
-            if tokenizer is not None:
-                self.model.tokenizer = Tokenizer.load(tokenizer)
+            self.tokens = self.model.tokenizer = _tokenizer(tokenizer, self.model, self.path)
         except ConfigError as error:
             raise HarnessError(str(error)) from None
-        n_ctx, found = self.model.config.n_ctx, self.model.tokenizer
-        if found is None:
-            raise HarnessError(f"{self.path} holds no tokenizer.json; pass tokenizer=FILE in model_args")
-        if found.vocab_size > self.model.config.vocab_size:
-            raise HarnessError(
-                f"tokenizer={tokenizer} has {found.vocab_size} entries, the model's vocabulary "
-                f"{self.model.config.vocab_size}; pass the tokenizer that it was trained with"
-            )
-        self.tokens: Tokenizer = found
-        self.max_length = _whole("max_length", max_length or n_ctx, most=n_ctx, why=f"the model's context is {n_ctx}")
+        n_ctx = self.model.config.n_ctx
+        self.max_length = n_ctx
+        if max_length is not None:
+            self.max_length = _whole("max_length", max_length, most=n_ctx, why=f"the model's context is {n_ctx}")
         self.max_gen_toks = _whole("max_gen_toks", max_gen_toks)
-        self.add_bos_token = add_bos_token is not False
+        self.add_bos_token = _flag("add_bos_token", add_bos_token, default=True)
         self.seed = _whole("seed", seed, least=0)
-        self.batch_size = batch_size if batch_size in (None, "auto") else _batch_size(batch_size)
-        self.max_batch_size = max_batch_size and _whole("max_batch_size", max_batch_size)
+        self.batch_size = None if batch_size is None else _batch_size(batch_size)
+        self.max_batch_size = None if max_batch_size is None else _whole("max_batch_size", max_batch_size)
         self.packed = Packed(self.model)
+        self._warned: set[str] = set()
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> ShardLM:
@@ -157,46 +166,84 @@ class ShardLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        groups: dict[tuple[int, ...], list[int]] = {}
-        continuations: list[list[int]] = []
-        for index, (_, context, continuation) in enumerate(requests):
-            context = self._cut_left(context, continuation)
-            groups.setdefault(tuple(context), []).append(index)
-            continuations.append(continuation)
-        # Contexts of nearly the same length go together; the longest first, so that memory runs out at once or never.
-        ordered = sorted(groups.items(), key=lambda group: (-len(group[0]), group[0]))
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
-
-        def run(batch: list[tuple[tuple[int, ...], list[int]]]) -> None:
-            scores = score(self.model, [(ctx, [continuations[i] for i in own]) for ctx, own in batch], self.packed)
-            for (_, own), found in zip(batch, scores, strict=True):
-                for index, answer in zip(own, found, strict=True):
-                    results[index] = (answer.logprob, answer.greedy)
-                    if (texts := requests[index][0]) is not None:
-                        self.cache_hook.add_partial("loglikelihood", texts, results[index])
-                bar.update(len(own))
-
-        for batch in self._batches(ordered, lambda group: len(group[0]) + sum(len(continuations[i]) for i in group[1])):
-            _halving(batch, run)
-        bar.close()
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        for index, answer in self._scored(pairs, disable_tqdm):
+            results[index] = (answer.logprob, answer.greedy)
+            if (texts := requests[index][0]) is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, results[index])
         return results
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        windows: list[Request] = []
+        windows: list[tuple[list[int], list[int]]] = []
         owner: list[int] = []
         for index, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
             for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1):
                 context, continuation = make_disjoint_window(window)
-                windows.append((None, list(context), list(continuation)))
+                windows.append((list(context), list(continuation)))
                 owner.append(index)
-        totals = [0.0] * len(requests)
-        for index, (logprob, _) in zip(owner, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
-            totals[index] += logprob
-        for request, total in zip(requests, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        totals, left = [0.0] * len(requests), Counter(owner)
+        for window_index, answer in self._scored(windows, disable_tqdm):
+            index = owner[window_index]
+            totals[index] += answer.logprob
+            left[index] -= 1
+            if not left[index]:
+                self.cache_hook.add_partial("loglikelihood_rolling", requests[index].args, totals[index])
         return totals
+
+    def _scored(self, pairs: Sequence[tuple[list[int], list[int]]], disable_tqdm: bool) -> Iterator[tuple[int, Score]]:
+        """(number of a pair of context and continuation, its score) of all pairs, batch by batch, in any order."""
+        alone: list[Group] = []
+        together: dict[tuple[int, ...], Group] = {}
+        for index, (context, continuation) in enumerate(pairs):
+            kept = self._cut_left(context, continuation)
+            if len(kept) == 1:  # as before a whole document: nothing worth sharing
+                alone.append(Group(kept, [index]))
+            else:
+                together.setdefault(tuple(kept), Group(kept, [])).own.append(index)
+        groups = [*alone, *together.values()]
+        # Contexts of nearly the same length go together; the longest first, so that memory runs out at once or never.
+        groups.sort(key=lambda group: (-len(group.context), group.context))
+
+        def scores(batch: list[Group]) -> list[tuple[int, Score]]:
+            asked = [(group.context, [pairs[index][1] for index in group.own]) for group in batch]
+            found = score(self.model, asked, self.packed)
+            return [pair for group, own in zip(batch, found, strict=True) for pair in zip(group.own, own, strict=True)]
+
+        bar = tqdm(total=len(pairs), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
+        for batch in self._score_batches(groups, pairs):
+            for answers in _halving(batch, scores, _divided):
+                bar.update(len(answers))
+                yield from answers
+        bar.close()
+
+    def _score_batches(
+        self, groups: Sequence[Group], pairs: Sequence[tuple[list[int], list[int]]]
+    ) -> Iterator[list[Group]]:
+        """`batch_size` contexts with CHOICES continuations each, on average; or (auto) the tokens that are fast.
+
+        A context with more continuations comes in several batches.
+        """
+        size, budget = self._limits(AUTO_TOKENS)
+        most = CHOICES * (size or AUTO_TEXTS[self._device.type])
+        batch: list[Group] = []
+        spent = choices = 0
+        for context, own in groups:
+            longest = max(len(pairs[index][1]) for index in own)
+            fit = most if budget is None else max(1, min(most, budget // longest))
+            for first in range(0, len(own), fit):
+                piece = Group(context, own[first : first + fit])
+                price = len(context) + sum(len(pairs[index][1]) for index in piece.own)
+                full = len(batch) == size or choices + len(piece.own) > most
+                if batch and (full or (budget is not None and spent + price > budget)):
+                    yield batch
+                    batch, spent, choices = [], 0, 0
+                batch.append(piece)
+                spent += price
+                choices += len(piece.own)
+        if batch:
+            yield batch
 
     def _cut_left(self, context: list[int], continuation: list[int]) -> list[int]:
         """What of the context fits beside the continuation, whose last token is never read."""
@@ -207,7 +254,7 @@ class ShardLM(TemplateLM):
                 "score a shorter one, or a model with a longer context"
             )
         if len(context) > room:
-            _warn_once(f"a context of {len(context)} tokens was cut at its left to fit max_length={self.max_length}")
+            self._warn_once(f"contexts that do not fit max_length={self.max_length} are cut at their left")
         return context[-room:]
 
     # ------------------------------------------------------------------------------------------- texts
@@ -216,32 +263,56 @@ class ShardLM(TemplateLM):
         by_choices: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             by_choices.setdefault(repr(request.args[1]), []).append(index)
-        texts = [""] * len(requests)
+        texts, seeds = [""] * len(requests), self._seeds(requests)
         bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running generate_until requests")
         for indices in by_choices.values():
             config, until = self._sampling(requests[indices[0]].args[1])
-            room = self.max_length - config.max_new_tokens
-            if room < 1:
-                raise HarnessError(
-                    f"max_gen_toks={config.max_new_tokens} leaves no room for a prompt in "
-                    f"max_length={self.max_length}; pass a smaller one, as in --gen_kwargs max_gen_toks=64"
-                )
-            prompts = {index: self.tok_encode(requests[index].args[0])[-room:] for index in indices}
+            prompts = {index: self._prompt(requests[index].args[0], config.max_new_tokens) for index in indices}
 
-            def run(batch: list[int], prompts=prompts, config=config, until=until) -> None:  # type: ignore[no-untyped-def]
-                seeds = [self.seed + index for index in batch]
-                done = generate(self.model, [prompts[i] for i in batch], config, seeds=seeds, packed=self.packed)
-                for index, generation in zip(batch, done, strict=True):
-                    text = self.tokens.decode(generation.ids)
-                    texts[index] = postprocess_generated_text(text, until, think_end_token=None)
-                    self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
-                bar.update(len(batch))
+            def written(batch: list[int], prompts=prompts, config=config) -> list[tuple[int, Generation]]:  # type: ignore[no-untyped-def]
+                chosen = [seeds[index] for index in batch]
+                done = generate(self.model, [prompts[i] for i in batch], config, seeds=chosen, packed=self.packed)
+                return list(zip(batch, done, strict=True))
 
             ordered = sorted(indices, key=lambda index: -len(prompts[index]))
-            for batch in self._batches(ordered, None):
-                _halving(batch, run)
+            most = min(limit for limit in self._limits(AUTO_TEXTS) if limit is not None)
+            for first in range(0, len(ordered), most):
+                for done in _halving(ordered[first : first + most], written, _in_two):
+                    for index, generation in done:
+                        text = self.tokens.decode(generation.ids)
+                        texts[index] = postprocess_generated_text(text, until, think_end_token=None)
+                        self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
+                    bar.update(len(done))
         bar.close()
         return texts
+
+    def _prompt(self, text: str, new_tokens: int) -> list[int]:
+        room = self.max_length - new_tokens
+        if room < 1:
+            raise HarnessError(
+                f"max_gen_toks={new_tokens} leaves no room for a prompt in max_length={self.max_length}; "
+                "pass a smaller one, as in --gen_kwargs max_gen_toks=64"
+            )
+        ids = self.tok_encode(text)
+        if len(ids) > room:
+            self._warn_once(
+                f"prompts that do not fit max_length={self.max_length} beside max_gen_toks={new_tokens} "
+                "are cut at their left"
+            )
+        return ids[-room:]
+
+    def _seeds(self, requests: Sequence[Instance]) -> list[int]:
+        """seed + the number of the question in its task, whichever process and batch it is in.
+
+        When a task asks a question several times, a million is added for each time before.
+        """
+        asked: Counter[tuple[str | None, int]] = Counter()
+        seeds = []
+        for index, request in enumerate(requests):
+            question = (request.task_name, index if request.doc_id is None else request.doc_id)
+            seeds.append(self.seed + question[1] + 1_000_000 * asked[question])
+            asked[question] += 1
+        return seeds
 
     def _sampling(self, gen_kwargs: dict[str, Any]) -> tuple[SamplingConfig, list[str]]:
         """How to continue, and all stop texts, from what a task or --gen_kwargs asks for."""
@@ -264,26 +335,16 @@ class ShardLM(TemplateLM):
         except ConfigError as error:
             raise HarnessError(str(error)) from None
 
-    # ------------------------------------------------------------------------------------------- batches
+    def _limits(self, automatic: dict[str, int]) -> tuple[int | None, int | None]:
+        """(batch_size, None), or for auto (max_batch_size, what is fast on this device)."""
+        if self.batch_size is None or self.batch_size == "auto":
+            return self.max_batch_size, automatic[self._device.type]
+        return min(int(self.batch_size), self.max_batch_size or int(self.batch_size)), None
 
-    def _batches(self, items: list[T], cost: Callable[[T], int] | None) -> list[list[T]]:
-        """Runs of `items`: batch_size of them, or (auto) of a total `cost` in tokens, at most max_batch_size."""
-        if self.batch_size is not None and self.batch_size != "auto":
-            size, budget = int(self.batch_size), None
-        else:
-            size = AUTO_TEXTS[self._device.type] if cost is None else len(items)
-            budget = AUTO_TOKENS[self._device.type] if cost is not None else None
-        size = min(size, self.max_batch_size or size)
-        batches: list[list[T]] = []
-        spent = 0
-        for item in items:
-            price = cost(item) if cost is not None else 0
-            if not batches or len(batches[-1]) == size or (budget is not None and spent + price > budget):
-                batches.append([])
-                spent = 0
-            batches[-1].append(item)
-            spent += price
-        return batches
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning(message)
 
     # ------------------------------------------------------------------------------------------- many processes
 
@@ -297,27 +358,33 @@ class ShardLM(TemplateLM):
         self.ranks.barrier()
 
 
-def _halving(batch: list[T], run: Callable[[list[T]], None]) -> None:
-    """Run a batch; in halves, if memory runs out."""
+def _halving(batch: list[T], run: Callable[[list[T]], R], divide: Callable[[list[T]], list[list[T]]]) -> Iterator[R]:
+    """What `run` makes of a batch; in parts, if memory runs out."""
     try:
-        run(batch)
+        done = run(batch)
     except torch.OutOfMemoryError:
-        if len(batch) == 1:
-            raise HarnessError(
-                "memory runs out on a single request; pass a smaller max_length or another device"
-            ) from None
-        torch.cuda.empty_cache()
-        _halving(batch[: len(batch) // 2], run)
-        _halving(batch[len(batch) // 2 :], run)
+        parts = divide(batch)
+    else:
+        yield done
+        return
+    # Only here, after the handler, is the memory of the failed attempt free.
+    if not parts:
+        raise HarnessError("memory runs out on a single request; pass a smaller max_length or another device")
+    torch.cuda.empty_cache()
+    for part in parts:
+        yield from _halving(part, run, divide)
 
 
-_warned: set[str] = set()
+def _in_two(batch: list[T]) -> list[list[T]]:
+    return [batch[: len(batch) // 2], batch[len(batch) // 2 :]] if len(batch) > 1 else []
 
 
-def _warn_once(message: str) -> None:
-    if message not in _warned:
-        _warned.add(message)
-        logger.warning(message)
+def _divided(batch: list[Group]) -> list[list[Group]]:
+    """Two batches of contexts; or of one context with half of its continuations each."""
+    if len(batch) > 1:
+        return _in_two(batch)
+    ((context, own),) = batch
+    return [[Group(context, half)] for half in _in_two(own)]
 
 
 def _device(name: str | None, ranks: Ranks) -> torch.device:
@@ -329,7 +396,7 @@ def _device(name: str | None, ranks: Ranks) -> torch.device:
     except RuntimeError:
         raise HarnessError(f"device={name} is not known; use cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        _warn_once(f"device={name}: this machine has no CUDA device; the CPU is used")
+        logger.warning(f"device={name}: this machine has no CUDA device; the CPU is used")
         return torch.device("cpu")
     if device.type not in AUTO_TOKENS:
         raise HarnessError(f"device={name} is not supported; use cpu, cuda or cuda:N")
@@ -344,10 +411,36 @@ def _dtype(name: str | None, device: torch.device) -> torch.dtype | None:
     return DTYPES[name]
 
 
-def _batch_size(value: int | str | None) -> int:
-    if isinstance(value, str) and value.startswith("auto"):
-        raise HarnessError(f"batch_size={value}: use auto or a number")
-    return _whole("batch_size", value)
+def _tokenizer(file: str | None, model: Shard, checkpoint: Path) -> Tokenizer:
+    """The one that the model was trained with: the checkpoint's own, or `file` if the checkpoint holds none."""
+    own = model.tokenizer
+    if file is None:
+        if own is None:
+            raise HarnessError(f"{checkpoint} holds no tokenizer.json; pass tokenizer=FILE in model_args")
+        return own
+    given, wanted = Tokenizer.load(file), model.config.vocab_size
+    if own is not None and given.fingerprint != own.fingerprint:
+        raise HarnessError(f"tokenizer={file} is not the one that {checkpoint} holds; leave tokenizer out")
+    if own is None and given.vocab_size != wanted:
+        raise HarnessError(
+            f"tokenizer={file} has {given.vocab_size} entries, the model's vocabulary {wanted}; "
+            "pass the tokenizer that it was trained with"
+        )
+    return given
+
+
+def _flag(name: str, value: bool | int | str | None, default: bool) -> bool:
+    if value is None:
+        return default
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if str(value).lower() not in words:
+        raise HarnessError(f"model_args: {name}={value!r} is neither true nor false; use one of {', '.join(words)}")
+    return words[str(value).lower()]
+
+
+def _batch_size(value: int | str) -> int | str:
+    """A number, or "auto"; with auto:N the harness means that the size be found N times, which is not needed here."""
+    return "auto" if re.fullmatch(r"auto(:\d+)?", str(value)) else _whole("batch_size", value)
 
 
 def _whole(name: str, value: Any, least: int = 1, most: int | None = None, why: str = "") -> int:

@@ -1,7 +1,7 @@
 """The report of a run: held-out loss at its start and end, beside what needs no neural network.
 
-The n-gram model is trained on the run's own training text and scored on the bytes that the model is scored on; gzip
-and xz compress those bytes.
+The n-gram models, one of bytes and one of words, are trained on the run's own training text and scored on the bytes
+that the model is scored on; gzip and xz compress those bytes.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shardscope.checkpoint import CheckpointError, list_checkpoints, load, read_json
-from shardscope.config import DataConfig, Recipe
+from shardscope.config import ConfigError, DataConfig, Recipe
 from shardscope.data import Holdout, TokenShard, shards_of
-from shardscope.evals.ngram import ByteNGram, Bytes
+from shardscope.evals.ngram import WORD_ORDER, ByteNGram, WordNGram
 from shardscope.tokenizer import Tokenizer
 from shardscope.train.metrics import read_metrics
 from shardscope.train.run import RECIPE
 
-# More text hardly moves a 3-gram model; this much is counted in a few seconds.
+# This much is counted in a minute or so, within 4 GB. More text hardly moves a 3-gram model of bytes, but longer ones
+# and the model of words keep gaining from it.
 BASELINE_BYTES = 64_000_000
+
+Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,16 @@ class Baseline:
     """Bits per byte of one source's held-out text without a neural network."""
 
     ngram: float
+    words: float
     gzip: float
     xz: float
 
 
 def held_out_table(run: str | Path, order: int = 3, most: int = BASELINE_BYTES) -> list[Line]:
-    """A line for each source of the run, the last one 'all'; the n-gram model sees at most `most` bytes of text.
+    """A line for each source of the run, the last one 'all'; the n-gram models see at most `most` bytes of text.
 
-    Raises CheckpointError if the run was never evaluated.
+    `order` is that of the model of bytes. Raises CheckpointError if the run was never evaluated, and ConfigError for an
+    order or an amount of text that the models cannot have.
     """
     run = Path(run)
     if not list_checkpoints(run):
@@ -77,57 +83,84 @@ def held_out_table(run: str | Path, order: int = 3, most: int = BASELINE_BYTES) 
 
 def baselines(data: DataConfig, eval_tokens: int, tokenizer: Tokenizer, order: int, most: int) -> dict[str, Baseline]:
     """The baselines on each source's held-out windows, and on 'all' of them."""
+    if most < 1:
+        raise ConfigError(f"{most} bytes of text train no n-gram model; use 1 or more (--ngram-bytes)")
+    pieces = _pieces(tokenizer)
     shards = shards_of(data, tokenizer, progress=False)
-    texts = [text_of(both.train, tokenizer, most // len(shards)) for both in shards.values()]
-    model = ByteNGram(np.concatenate(texts), order)
+    lengths = np.array([len(piece) for piece in pieces])
+    shares = _shares([int(lengths[both.train.tokens].sum()) for both in shards.values()], most)
+    texts = [text_of(both.train, pieces, share) for both, share in zip(shards.values(), shares, strict=True)]
+    text = np.concatenate(texts)
+    byte_model, word_model = ByteNGram(text, order), WordNGram(text)
     rows, sizes = {}, []
     for name, both in shards.items():
         holdout = Holdout(name, both.holdout, tokenizer, seq_len=data.seq_len, eval_tokens=eval_tokens)
-        windows = _scored_bytes(holdout, tokenizer, order - 1)
-        text = b"".join(window[-scored:].tobytes() for window, scored in windows)
-        bits = float(sum(model.bits(window)[-scored:].sum() for window, scored in windows))
-        packed = (bits, 8 * len(gzip.compress(text)), 8 * len(lzma.compress(text, preset=9)), len(text))
+        windows = _scored_bytes(holdout, pieces)
+        scored_text = b"".join(window[-scored:].tobytes() for window, scored in windows)
+        packed = (
+            float(sum(byte_model.bits(window)[-scored:].sum() for window, scored in windows)),
+            sum(word_model.bits(window[-scored:]) for window, scored in windows),
+            8 * len(gzip.compress(scored_text)),
+            8 * len(lzma.compress(scored_text, preset=9)),
+            len(scored_text),
+        )
         rows[name] = _baseline(*packed)
         sizes.append(packed)
     return {**rows, "all": _baseline(*np.sum(sizes, axis=0).tolist())}
 
 
-def _baseline(ngram: float, gzip: float, xz: float, size: float) -> Baseline:
-    return Baseline(ngram / size, gzip / size, xz / size)
+def _baseline(ngram: float, words: float, gzip: float, xz: float, size: float) -> Baseline:
+    return Baseline(ngram / size, words / size, gzip / size, xz / size)
 
 
-def text_of(shard: TokenShard, tokenizer: Tokenizer, most: int) -> Bytes:
-    """The first `most` bytes or so of a shard's text."""
-    return _as_bytes(shard.tokens[:most], tokenizer)[:most]
+def _shares(sizes: list[int], most: int) -> list[int]:
+    """How many bytes of each source are read, given its size: equal ones, and what short sources leave to the others."""
+    shares = [0] * len(sizes)
+    for done, source in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        fair = (most - sum(shares)) // (len(sizes) - done)
+        shares[source] = min(fair, sizes[source])
+    return shares
+
+
+def text_of(shard: TokenShard, pieces: list[bytes], most: int) -> Bytes:
+    """The first `most` bytes of a shard's text, or all of it; `pieces`: the bytes of each token."""
+    lengths = np.array([len(piece) for piece in pieces])
+    tokens = shard.tokens[:most]
+    needed = int(np.searchsorted(np.cumsum(lengths[tokens]), most)) + 1
+    return _as_bytes(tokens[:needed], pieces)[:most]
 
 
 def format_report(table: list[Line], order: int = 3) -> str:
     """The table as text."""
     width = max(len(line.source) for line in table)
+    ngram, words = f"{order}-gram bytes", f"{WORD_ORDER}-gram words"
     header = (
         f"{'held out':{width}}  {'loss before':>11} {'after':>7}  {'bits/byte before':>16} {'after':>7}  "
-        f"{f'{order}-gram':>7} {'gzip':>7} {'xz':>7}"
+        f"{ngram} {words} {'gzip':>7} {'xz':>7}"
     )
     rows = [
         f"{line.source:{width}}  {line.loss_before:>11.4f} {line.loss_after:>7.4f}  "
         f"{line.before:>16.4f} {line.after:>7.4f}  "
-        f"{line.baseline.ngram:>7.4f} {line.baseline.gzip:>7.4f} {line.baseline.xz:>7.4f}"
+        f"{line.baseline.ngram:>{len(ngram)}.4f} {line.baseline.words:>{len(words)}.4f} "
+        f"{line.baseline.gzip:>7.4f} {line.baseline.xz:>7.4f}"
         for line in table
     ]
     return "\n".join([header, *rows])
 
 
-def _scored_bytes(holdout: Holdout, tokenizer: Tokenizer, history: int) -> list[tuple[Bytes, int]]:
-    """For each window `history` newlines and its bytes, and how many bytes are scored: all after the first token."""
-    found = []
-    for batch in holdout.batches(64):
-        for tokens, lengths in zip(batch.tokens.numpy(), batch.bytes.numpy(), strict=True):
-            text = _as_bytes(tokens, tokenizer)
-            if scored := int(lengths.sum()):
-                found.append((np.concatenate([np.full(history, ord("\n"), dtype=np.uint8), text]), scored))
-    return found
+def _scored_bytes(holdout: Holdout, pieces: list[bytes]) -> list[tuple[Bytes, int]]:
+    """For each window its bytes, and how many of them are scored: all after the first token."""
+    return [
+        (_as_bytes(tokens, pieces), scored)
+        for batch in holdout.batches(64)
+        for tokens, lengths in zip(batch.tokens.numpy(), batch.bytes.numpy(), strict=True)
+        if (scored := int(lengths.sum()))
+    ]
 
 
-def _as_bytes(tokens: np.ndarray, tokenizer: Tokenizer) -> Bytes:
-    pieces = [b"" if i == tokenizer.bos_id else tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
-    return np.frombuffer(b"".join(pieces[i] for i in tokens.tolist()), dtype=np.uint8)
+def _pieces(tokenizer: Tokenizer) -> list[bytes]:
+    return [b"" if id == tokenizer.bos_id else tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
+
+
+def _as_bytes(tokens: NDArray[np.integer], pieces: list[bytes]) -> Bytes:
+    return np.frombuffer(b"".join([pieces[id] for id in tokens.tolist()]), dtype=np.uint8)

@@ -7,6 +7,7 @@ works and which of two checkpoints is better, but is no benchmark; `--data` name
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ SAMPLE = TASKS / "sample"
 OUT = Path("runs/evals")
 
 Row = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--data {arguments.data}: no such folder; lay it out like {SAMPLE}")
     lm = ShardLM(arguments.checkpoint, device=arguments.device, batch_size=arguments.batch_size)
     rows = evaluate(lm, arguments.tasks.split(","), arguments.data, arguments.limit, arguments.num_fewshot)
+    if lm.rank != 0:
+        return 0  # under torchrun the first process has all results
     keep(Path(arguments.out), lm, rows, arguments)
     written = write_table(Path(arguments.out))
     print(written.read_text(encoding="utf-8"), end="")
@@ -70,8 +75,9 @@ def evaluate(
     found = simple_evaluate(
         lm, tasks=tasks, task_manager=manager, limit=limit, num_fewshot=num_fewshot, log_samples=False
     )
-    assert found is not None
-    rows = []
+    rows: list[Row] = []
+    if found is None:  # not the first process under torchrun
+        return rows
     for task, values in found["results"].items():
         for key, value in values.items():
             metric, _, kind = key.partition(",")
@@ -92,7 +98,7 @@ def evaluate(
 
 
 def keep(out: Path, lm: ShardLM, rows: list[Row], arguments: argparse.Namespace) -> Path:
-    """One JSON file for each run, with what it was a run of."""
+    """One JSON file for each run, with what it was a run of. It is there whole or not at all."""
     made = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime())
     facts = {
         "made": made,
@@ -103,9 +109,21 @@ def keep(out: Path, lm: ShardLM, rows: list[Row], arguments: argparse.Namespace)
         "rows": rows,
     }
     out.mkdir(parents=True, exist_ok=True)
-    file = out / f"{made}.json"
-    file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return file
+    file = _new_file(out, made)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return partial.replace(file)
+
+
+def _new_file(out: Path, made: str) -> Path:
+    """An empty file with a name of its own, also when another run ends in the same second."""
+    for name in (made, *(f"{made}-{number}" for number in range(2, 1000))):
+        try:
+            (out / f"{name}.json").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return out / f"{name}.json"
+    raise ConfigError(f"{out} holds a thousand results of the same second; remove some")
 
 
 def write_table(out: Path, most: int = 6) -> Path:
@@ -127,22 +145,35 @@ def write_table(out: Path, most: int = 6) -> Path:
 
 
 def comparison(out: Path) -> pd.DataFrame:
-    """Every kept run as a column `checkpoint, time` of values ± standard errors."""
+    """Every kept run as a column `checkpoint, data, time` of values ± standard errors; other files are only named."""
     import pandas as pd
 
     columns = {}
     for file in sorted(out.glob("*.json"), reverse=True):
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        frame = pd.DataFrame(facts["rows"])
-        shown = [
-            f"{value:.4f}" + (f" ± {stderr:.4f}" if stderr is not None and stderr == stderr else "")
-            for value, stderr in zip(frame["value"], frame["stderr"], strict=True)
-        ]
-        index = pd.MultiIndex.from_frame(frame[["task", "shots", "metric"]])
-        name = Path(facts["model_checkpoint"])
-        run_name = name.parent.parent.name if name.parent.name == "checkpoints" else name.name
-        columns[f"{run_name}, {facts['data']}, {facts['made']}"] = pd.Series(shown, index=index)
+        try:
+            name, column = _column(file)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            logger.warning("%s: not a result of `shardscope eval`; it is left out of the table", file)
+        else:
+            columns[name] = column
     return pd.concat(columns, axis=1) if columns else pd.DataFrame()
+
+
+def _column(file: Path) -> tuple[str, pd.Series]:
+    import pandas as pd
+
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    frame = pd.DataFrame(facts["rows"])
+    shown = [
+        f"{value:.4f}" + (f" ± {stderr:.4f}" if stderr is not None and stderr == stderr else "")
+        for value, stderr in zip(frame["value"], frame["stderr"], strict=True)
+    ]
+    index = pd.MultiIndex.from_frame(frame[["task", "shots", "metric"]])
+    if index.has_duplicates:
+        raise ValueError("a metric that stands there twice")
+    path = Path(facts["model_checkpoint"])
+    run_name = path.parent.parent.name if path.parent.name == "checkpoints" else path.name
+    return f"{run_name}, {facts['data']}, {file.stem}", pd.Series(shown, index=index)
 
 
 def _rows_of(table: pd.DataFrame) -> list[tuple[Any, ...]]:

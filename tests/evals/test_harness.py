@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,19 +154,58 @@ def test_choices_that_share_a_context_are_scored_in_one_call(ours: ShardLM, monk
     assert seen == [4]  # sixteen requests, four contexts
 
 
+def sizes_of(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """For each batch to come, how many continuations each of its contexts has."""
+    seen: list[list[int]] = []
+
+    def counting(model: Any, groups: Any, packed: Any) -> Any:
+        seen.append([len(continuations) for _, continuations in groups])
+        return score(model, groups, packed)
+
+    monkeypatch.setattr(harness, "score", counting)
+    return seen
+
+
+def test_documents_without_a_context_do_not_share_a_batch_beyond_its_size(
+    homes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size=2)
+    seen = sizes_of(monkeypatch)
+    documents = [(f"Document {n} tells of sheep, of ice and of light. " * (n % 3 + 1),) for n in range(40)]
+    lm.loglikelihood_rolling(asked("loglikelihood_rolling", documents), disable_tqdm=True)
+    assert seen == [[1, 1]] * 20
+
+
+def test_a_context_with_many_continuations_comes_in_pieces(
+    homes: tuple[Path, Path], ours: ShardLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [("How many sheep?", f" {n} sheep") for n in range(19)] + [
+        ("What melts?", " ice"),
+        ("What melts?", " lead"),
+    ]
+    expected = ours.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)
+    lm = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size=1)
+    seen = sizes_of(monkeypatch)
+    found = lm.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)
+    assert sorted(seen) == [[2], [3], [8], [8]]
+    assert [v for v, _ in found] == pytest.approx([v for v, _ in expected], abs=1e-4)
+
+
 def test_a_batch_that_does_not_fit_is_halved(ours: ShardLM, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = asked("loglikelihood", PAIRS)
     expected = ours.loglikelihood(requests, disable_tqdm=True)
 
     def small_memory(most: int) -> Callable[..., Any]:
         def run(model: Any, groups: Any, packed: Any) -> Any:
-            if len(groups) > most:
+            if sum(len(continuations) for _, continuations in groups) > most:
                 raise torch.OutOfMemoryError
             return score(model, groups, packed)
 
         return run
 
-    monkeypatch.setattr(harness, "score", small_memory(2))
+    assert any(len([p for p in PAIRS if p[0] == context]) > 1 for context, _ in PAIRS)  # some context is divided
+
+    monkeypatch.setattr(harness, "score", small_memory(1))
     found = ours.loglikelihood(requests, disable_tqdm=True)
     assert [v for v, _ in found] == pytest.approx([v for v, _ in expected], abs=1e-4)
     monkeypatch.setattr(harness, "score", small_memory(0))
@@ -173,18 +213,18 @@ def test_a_batch_that_does_not_fit_is_halved(ours: ShardLM, monkeypatch: pytest.
         ours.loglikelihood(requests, disable_tqdm=True)
 
 
-@pytest.mark.parametrize("kind", ["loglikelihood", "generate_until"])
+@pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling", "generate_until"])
 def test_an_interrupted_evaluation_goes_on_from_the_cache(
     homes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     lm = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size=2)
-    arguments: list[tuple[Any, ...]] = (
-        [(f"Question: {q}\nAnswer:", f" {a}") for q, a in QUESTIONS]
-        if kind == "loglikelihood"
-        else [(q, {"until": ["."], "max_gen_toks": 5}) for q, _ in QUESTIONS]
-    )
+    arguments: list[tuple[Any, ...]] = {
+        "loglikelihood": [(f"Question: {q}\nAnswer:", f" {a}") for q, a in QUESTIONS],
+        "loglikelihood_rolling": [(q,) for q, _ in QUESTIONS],
+        "generate_until": [(q, {"until": ["."], "max_gen_toks": 5}) for q, _ in QUESTIONS],
+    }[kind]
     expected = getattr(lm, kind)(asked(kind, arguments))
-    name = "score" if kind == "loglikelihood" else "generate"
+    name = "generate" if kind == "generate_until" else "score"
     real, calls = getattr(harness, name), []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
@@ -201,6 +241,35 @@ def test_an_interrupted_evaluation_goes_on_from_the_cache(
     assert calls == [2, 2, 2]
 
 
+def test_a_sample_depends_on_its_question_not_on_the_process_that_writes_it(homes: tuple[Path, Path]) -> None:
+    kwargs = {"until": ["."], "do_sample": True, "temperature": 1.0, "max_gen_toks": 12}
+
+    def question(doc_id: int) -> Instance:
+        return Instance("generate_until", {}, ("Question:", dict(kwargs)), 0, metadata=("sums", doc_id, 1))
+
+    lm = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size=4, seed=3)
+    texts = lm.generate_until([question(n) for n in range(6)], disable_tqdm=True)
+    assert len(set(texts)) > 1
+    # The share of the second of two processes; a run that goes on with the last question.
+    assert lm.generate_until([question(n) for n in (1, 3, 5)], disable_tqdm=True) == texts[1::2]
+    assert lm.generate_until([question(5)], disable_tqdm=True) == texts[5:]
+    # A question that is asked twice gets two samples, the first of them as before.
+    again = lm.generate_until([question(5)] * 4, disable_tqdm=True)
+    assert again[0] == texts[5]
+    assert len(set(again)) > 1
+
+
+def test_what_is_cut_is_said_once(homes: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
+    lm = ShardLM(pretrained=str(homes[0]), device="cpu", max_length=40)
+    long = ["long " * n for n in (60, 70, 80)]
+    lm.loglikelihood(asked("loglikelihood", [(text, " 42") for text in long]), disable_tqdm=True)
+    lm.generate_until(asked("generate_until", [(text, {"max_gen_toks": 5}) for text in long]), disable_tqdm=True)
+    assert [record.message for record in caplog.records if record.name == harness.__name__] == [
+        "contexts that do not fit max_length=40 are cut at their left",
+        "prompts that do not fit max_length=40 beside max_gen_toks=5 are cut at their left",
+    ]
+
+
 # ------------------------------------------------------------------------------------------------- errors
 
 
@@ -214,7 +283,10 @@ def test_an_interrupted_evaluation_goes_on_from_the_cache(
         ({"dtype": "int4"}, "dtype=int4 is not supported; use auto, float32"),
         ({"device": "mps"}, "device=mps is not supported; use cpu, cuda"),
         ({"device": "gpu"}, "device=gpu is not known; use cpu, cuda"),
-        ({"batch_size": "auto:4"}, "batch_size=auto:4: use auto or a number"),
+        ({"max_length": 0}, "max_length=0 is out of range"),
+        ({"batch_size": "auto:many"}, "batch_size='auto:many' is no whole number"),
+        ({"batch_size": "auto", "max_batch_size": 0}, "max_batch_size=0 is out of range"),
+        ({"add_bos_token": "perhaps"}, "add_bos_token='perhaps' is neither true nor false; use one of true, yes"),
         ({"revision": "main"}, "revision='main' is not known; use pretrained, tokenizer"),
         ({"tokenizer": "nowhere.json"}, "nowhere.json: no such tokenizer file"),
     ],
@@ -229,8 +301,39 @@ def test_a_wrong_argument_gets_one_sentence(homes: tuple[Path, Path], arguments:
 def test_a_tokenizer_that_does_not_fit_gets_one_sentence(homes: tuple[Path, Path], tmp_path: Path) -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
     large = Tokenizer.train([f"{a}{b}{c}" for a in letters for b in letters for c in letters], vocab_size=500)
-    with pytest.raises(HarnessError, match="has 500 entries, the model's vocabulary 360; pass the tokenizer that"):
-        ShardLM(pretrained=str(homes[0]), device="cpu", tokenizer=str(large.save(tmp_path / "tokenizer.json")))
+    large.save(tmp_path / "large.json")
+    Tokenizer.train(["abc"], vocab_size=259).save(tmp_path / "small.json")
+    for name in ("large", "small"):
+        with pytest.raises(
+            HarnessError, match=rf"{name}\.json is not the one that .*checkpoint holds; leave tokenizer"
+        ):
+            ShardLM(pretrained=str(homes[0]), device="cpu", tokenizer=str(tmp_path / f"{name}.json"))
+    # A checkpoint without one takes the tokenizer of its size.
+    bare = shutil.copytree(homes[0], tmp_path / "bare")
+    (bare / "tokenizer.json").unlink()
+    with pytest.raises(HarnessError, match=r"bare holds no tokenizer\.json; pass tokenizer=FILE"):
+        ShardLM(pretrained=str(bare), device="cpu")
+    for name, entries in (("large", 500), ("small", 259)):
+        with pytest.raises(
+            HarnessError, match=rf"has {entries} entries, the model's vocabulary 360; pass the tokenizer"
+        ):
+            ShardLM(pretrained=str(bare), device="cpu", tokenizer=str(tmp_path / f"{name}.json"))
+    own = homes[0] / "tokenizer.json"
+    for folder in (bare, homes[0]):
+        assert ShardLM(pretrained=str(folder), device="cpu", tokenizer=str(own)).tok_encode("42", False)
+
+
+@pytest.mark.parametrize(
+    ("words", "first", "size"),
+    [("add_bos_token=0", 1, 2), ("add_bos_token=no,batch_size=auto:4", 1, "auto"), ("add_bos_token=True", 0, 2)],
+)
+def test_arguments_mean_what_the_harness_lets_people_write(
+    homes: tuple[Path, Path], words: str, first: int, size: int | str
+) -> None:
+    given = {"device": "cpu"} if "batch_size" in words else {"device": "cpu", "batch_size": 2}
+    lm = ShardLM.create_from_arg_string(f"pretrained={homes[0]},{words}", given)
+    assert lm.tok_encode("What") == lm.tokens.encode("What", bos=True)[first:]
+    assert lm.batch_size == size
 
 
 def test_arguments_that_are_no_pairs_get_one_sentence(homes: tuple[Path, Path]) -> None:

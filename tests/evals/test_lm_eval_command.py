@@ -142,6 +142,20 @@ print(model_registry._objs["shard"], "hf" in model_registry, "dummy" in model_re
     assert prints(python, code) == "shardscope.evals.harness:ShardLM True True"
 
 
+def test_asking_where_the_models_are_registers_nothing_and_forgets_nothing(environment: Environment) -> None:
+    _, python = environment
+    code = """
+import importlib.util
+first, second = (importlib.util.find_spec("lm_eval.models") for _ in range(2))
+import sys
+assert "lm_eval.models" not in sys.modules
+import lm_eval.models
+from lm_eval.api.registry import model_registry
+print("shard" in model_registry, [finder for finder in sys.meta_path if "shardscope" in type(finder).__module__])
+"""
+    assert prints(python, code) == "True []"
+
+
 def test_the_entry_point_names_the_class_for_releases_that_read_it(environment: Environment) -> None:
     _, python = environment
     code = """

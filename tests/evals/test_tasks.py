@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,6 +141,31 @@ def test_a_run_is_kept_and_shown_beside_the_earlier_ones(
         assert bool(line[4]) == (line[0] in LIKELIHOODS[:2])
         assert not line[4] or line[4] == line[3]  # the same questions, the same model
     assert len((tmp_path / "table.csv").read_text().splitlines()) == len(lines) + 1
+
+
+def kept(out: Path, value: float) -> Path:
+    """A result of a second that is always the same."""
+    row = {"task": "sums", "shots": 0, "metric": "acc", "value": value, "stderr": None, "questions": 2}
+    lm = SimpleNamespace(device="cpu", get_model_info=lambda: {"model_checkpoint": "runs/small"})
+    return suite.keep(out, lm, [row], arguments())  # type: ignore[arg-type]
+
+
+def test_results_of_the_same_second_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite.time, "strftime", lambda *_: "2026-01-01T00-00-00")
+    files = [kept(tmp_path, value) for value in (0.25, 0.5, 0.75)]
+    assert [file.name for file in files] == [f"2026-01-01T00-00-00{n}.json" for n in ("", "-2", "-3")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(file.name for file in files)
+    assert sorted(suite.comparison(tmp_path).to_numpy().ravel()) == ["0.2500", "0.5000", "0.7500"]
+
+
+@pytest.mark.parametrize(
+    "broken", ["", "{", "[1]", "{}", '{"rows": []}', '{"rows": [{"task": "sums"}]}', "null", "\x00"]
+)
+def test_a_broken_result_is_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: str) -> None:
+    kept(tmp_path, 0.5)
+    (tmp_path / "broken.json").write_text(broken)
+    assert "0.5000" in suite.write_table(tmp_path).read_text()
+    assert "broken.json: not a result of `shardscope eval`; it is left out" in caplog.text
 
 
 @pytest.mark.parametrize(

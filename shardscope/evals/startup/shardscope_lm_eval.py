@@ -13,18 +13,26 @@ NAME, TARGET = "shard", "shardscope.evals.harness:ShardLM"
 class Watch:
     """A finder that finds nothing, but runs `register` after `lm_eval.models` has been imported."""
 
+    asking = False
+
     def find_spec(self, name: str, path: object = None, target: object = None):  # type: ignore[no-untyped-def]
-        if name != "lm_eval.models":
+        if name != "lm_eval.models" or self.asking:
             return None
-        sys.meta_path.remove(self)
         from importlib.util import find_spec
 
-        spec = find_spec(name)
+        self.asking = True  # the other finders, not this one again
+        try:
+            spec = find_spec(name)
+        finally:
+            self.asking = False
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
 
             def run_and_register(module) -> None:  # type: ignore[no-untyped-def]
                 run(module)
+                # Only now: somebody may have asked for the spec before, without importing anything.
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
                 register()
 
             spec.loader.exec_module = run_and_register  # type: ignore[method-assign]

@@ -38,7 +38,7 @@ ARCHITECTURE = "ShardForCausalLM"
 
 
 def to_transformer_lens(model: Shard | str | Path | None = None) -> TransformerBridge:
-    """`model` (a Shard, a checkpoint, a run; None: the newest run) as a TransformerBridge, in eval mode.
+    """`model` as a TransformerBridge, in eval mode; a Shard, a checkpoint, a run (None: built-in, else the newest run).
 
     Hook names and shapes are TransformerLens's. With a tokenizer, text is tokenized with the begin-of-document token
     in front. Raises CheckpointError or ConfigError.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from shardscope.config import ShardConfig
 
 
-def model_card(config: ShardConfig, dtype: str) -> str:
-    """Markdown with the front matter that the Hugging Face Hub reads."""
+def model_card(config: ShardConfig, dtype: str, note: str = "") -> str:
+    """Markdown with the front matter that the Hugging Face Hub reads. `note` says what rounding to `dtype` changed."""
     sliding = config.layer_kinds.count("sliding")
     seen = f"{sliding} see a window of {config.window} positions, {config.n_layers - sliding} see everything"
+    rounded = f"\nRounding: {note}.\n" if note else ""
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -42,6 +43,6 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_spec
 transformers runs it as VaultGemma, which computes the same function. `embed_tokens` is the embedding divided by
 sqrt({config.d_model}), because VaultGemma multiplies by it; `lm_head` is the embedding itself; norms hold w - 1.
 `shardscope.safetensors` is for the way back (`shardscope import`): the norms before 1 was taken off.
-
+{rounded}
 A model this small writes fluent text that is often untrue, miscounts, and repeats itself. It is made for study.
 """

@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from shardscope.checkpoint import load
-from shardscope.lens.transformers_home import DTYPES, export_pretrained
+from shardscope.lens.rounding import DTYPES, WideProducts
+from shardscope.lens.transformers_home import export_pretrained
 from shardscope.model import Shard
 
 TOLERANCE = 1e-5  # float32: |home - exact| <= TOLERANCE * (1 + largest |exact| of the position)
@@ -93,7 +93,7 @@ def verify(model: Shard | str | Path | None, seed: int = 0) -> Certificate:
     for dtype in ("float32", "bfloat16"):
         shard = _in_dtype(model, dtype)
         prompts = _prompts(shard, seed)
-        with TemporaryDirectory() as scratch, torch.no_grad(), _WideProducts():
+        with TemporaryDirectory() as scratch, torch.no_grad(), WideProducts():
             native = cache(lambda ids, shard=shard: shard(torch.tensor([ids])))
             exact = {name: exact_logits(shard, prompt) for name, prompt in prompts.items()}
             ours = {name: native(tuple(prompt[0].tolist())) for name, prompt in prompts.items()}
@@ -167,27 +167,6 @@ class _NoRounding(TorchDispatchMode):
         if widens and args[0].dtype == torch.float64:
             kwargs = {**kwargs, "dtype": torch.float64}
         return func(*args, **kwargs)
-
-
-class _WideProducts(TorchDispatchMode):
-    """Products of bfloat16 matrices, summed in float32 and rounded once, as hardware for bfloat16 does it.
-
-    torch's own way on a CPU without such hardware takes minutes for a thousand tokens of a shard-54m.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        narrow = func in _PRODUCTS and args[0].dtype == torch.bfloat16
-        if not narrow:
-            return func(*args, **(kwargs or {}))
-        args, kwargs = tree_map(lambda x: x.float() if isinstance(x, Tensor) else x, (args, kwargs or {}))
-        return tree_map(lambda x: x.bfloat16() if isinstance(x, Tensor) else x, func(*args, **kwargs))
-
-
-_PRODUCTS = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-}
 
 
 def _prompts(shard: Shard, seed: int) -> dict[str, Tokens]:

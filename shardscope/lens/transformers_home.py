@@ -6,18 +6,21 @@ multiply by 1 + weight, so they hold w - 1; and its attention cap is off while t
 
 Coming back, E is read from `lm_head` and is exact. In float32 (w - 1) + 1 gives back every w of at least 1/2, bit for
 bit, but rounds smaller ones; `shardscope.safetensors` beside the weights keeps the norms as they were. The stock
-loader never reads it, and the importer believes an entry only if it still maps to the stored w - 1, so weights that
-were trained further in transformers win.
+loader never reads it, and the importer believes an entry only if it still maps to the stored w - 1, so norms that
+were changed in transformers win.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
@@ -25,25 +28,33 @@ from torch import Tensor
 from shardscope.checkpoint import WEIGHTS, load, read_json, read_tensors, written_whole
 from shardscope.config import ConfigError, ShardConfig
 from shardscope.lens.model_card import model_card
+from shardscope.lens.rounding import DTYPES, greedy_kept
 from shardscope.model import Shard
-from shardscope.tokenizer import Tokenizer
+from shardscope.tokenizer import Tokenizer, TokenizerError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerFast, VaultGemmaConfig, VaultGemmaForCausalLM
 
 EXACT_NORMS = "shardscope.safetensors"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LONGEST = 2**20  # tokens of context; the table of rotary angles has a row for each
 
 
 class HomeError(ConfigError):
     """A model that cannot be brought to or from another library without changing it; the message says why."""
 
 
-def export_pretrained(model: Shard | str | Path | None, folder: str | Path, dtype: str = "float32") -> Path:
+def export_pretrained(
+    model: Shard | str | Path | None,
+    folder: str | Path,
+    dtype: str = "float32",
+    report: Callable[[str], object] = lambda line: None,
+) -> Path:
     """Write `folder` for stock transformers: weights in `dtype`, config, generation config, tokenizer, model card.
 
-    `model` is a Shard, a checkpoint or a run (None: the newest run). Raises HomeError when `folder` is in use, when
-    `dtype` is unknown, or when VaultGemma cannot express the architecture.
+    `model` is a Shard, a checkpoint or a run (None: the built-in model, else the newest run). Where `dtype` is narrower
+    than the model's, the greedy texts of twenty prompts are compared, and what changed is reported and put on the card.
+    Raises HomeError when `folder` is in use, when `dtype` is unknown, or when VaultGemma cannot express the
+    architecture.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -52,31 +63,41 @@ def export_pretrained(model: Shard | str | Path | None, folder: str | Path, dtyp
         raise HomeError(f"dtype={dtype!r} cannot be exported; use one of {', '.join(DTYPES)}")
     shard = model if isinstance(model, Shard) else load(model)
     config = vaultgemma_config(shard.config, dtype, _special_id(shard))
+    weights, note = to_vaultgemma(shard, DTYPES[dtype]), ""
+    if torch.finfo(DTYPES[dtype]).eps > torch.finfo(shard.embed.W_E.dtype).eps:
+        note = greedy_kept(shard, to_transformers(shard, dtype)).sentence(dtype)
+        report(note)
     with written_whole(folder) as partial:
-        save_file(to_vaultgemma(shard, DTYPES[dtype]), partial / WEIGHTS, metadata={"format": "pt"})
+        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         save_file(_norms(shard), partial / EXACT_NORMS, metadata={"layer_pattern": shard.config.layer_pattern})
         config.save_pretrained(partial)
         _generation_config(_special_id(shard)).save_pretrained(partial)
         if shard.tokenizer is not None:
             pretrained_tokenizer(shard.tokenizer, shard.config.n_ctx, padding_side="left").save_pretrained(partial)
-        (partial / "README.md").write_text(model_card(shard.config, dtype), encoding="utf-8")
+        (partial / "README.md").write_text(model_card(shard.config, dtype, note), encoding="utf-8")
     return folder
 
 
 def import_pretrained(folder: str | Path) -> Shard:
     """The Shard in a directory that `export_pretrained` wrote, or that transformers saved after loading one.
 
-    In float32 the weights return bit for bit. Raises HomeError when the directory holds no Shard.
+    Of a float32 export the weights return bit for bit; mixed dtypes become the widest of them. Raises HomeError when
+    the directory holds no Shard, CheckpointError when a file of it cannot be read.
     """
     folder = Path(folder)
     values = read_json(folder / "config.json")
     side, pattern = _read_side_file(folder / EXACT_NORMS)
     config = shard_config(values, pattern, where=str(folder / "config.json"))
     weights = from_vaultgemma(read_tensors(folder / WEIGHTS), config, side, where=str(folder / WEIGHTS))
-    model = Shard(config).to(weights["embed.W_E"].dtype)
+    model = Shard(config).to(reduce(torch.promote_types, {weight.dtype for weight in weights.values()}))
     model.load_state_dict(weights)
     if (folder / "tokenizer.json").exists():
         model.tokenizer = native_tokenizer(folder / "tokenizer.json")
+        if model.tokenizer.vocab_size > config.vocab_size:
+            raise HomeError(
+                f"{folder}: tokenizer.json has {model.tokenizer.vocab_size} entries, config.json only "
+                f"vocab_size={config.vocab_size}"
+            )
     return model.eval()
 
 
@@ -127,52 +148,74 @@ def vaultgemma_config(config: ShardConfig, dtype: str = "float32", special_id: i
     )
 
 
+_WHOLE_NUMBERS = {
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "n_ctx",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "head_dim": "d_head",
+    "intermediate_size": "d_mlp",
+    "sliding_window": "window",
+}
+_NUMBERS = {"rms_norm_eps": "norm_eps", "final_logit_softcapping": "logit_cap"}
+_LETTERS = {"sliding_attention": "S", "full_attention": "G"}
+
+
 def shard_config(values: dict[str, Any], pattern: str | None = None, where: str = "config.json") -> ShardConfig:
     """The Shard that a VaultGemma's config.json describes. Raises HomeError naming the first key that does not fit.
 
     `pattern` is how the Shard wrote its layer pattern; it counts if it means the same layers.
     """
-    required: dict[str, Any] = {
-        "model_type": "vaultgemma",
-        "hidden_activation": "silu",
-        "attn_logit_softcapping": None,
-        "tie_word_embeddings": False,
-        "num_key_value_heads": values.get("num_attention_heads"),
-        "query_pre_attn_scalar": values.get("head_dim"),
-    }
-    for key, wanted in required.items():
-        if values.get(key, "missing") != wanted:
-            raise HomeError(f"{where}: {key}={values.get(key, 'missing')!r}, but a Shard needs {wanted!r}")
-    if values.get("attention_bias"):
-        raise HomeError(f"{where}: attention_bias=True, but a Shard has no biases")
-    rope = values.get("rope_parameters") or {}
-    if rope.get("rope_type") != "default":
-        raise HomeError(f"{where}: rope_type={rope.get('rope_type')!r}, but a Shard's positions need 'default'")
-    letters = "".join("S" if kind == "sliding_attention" else "G" for kind in values["layer_types"])
-    if letters[-1] != "G":
-        raise HomeError(f"{where}: the last layer is sliding, but a Shard's last layer is global")
+
+    def require(fits: bool, key: str, wanted: str) -> None:
+        if not fits:
+            found = repr(values[key]) if key in values else "missing"
+            raise HomeError(f"{where}: {key} is {found}, but a Shard needs {wanted}")
+
+    kind = values.get("model_type")
+    if kind == "shard":
+        raise HomeError(f"{where}: is a checkpoint of Shardscope already; there is nothing to import")
+    require(kind == "vaultgemma", "model_type", "'vaultgemma'")
+    exact: dict[str, Any] = {"hidden_activation": "silu", "attn_logit_softcapping": None, "tie_word_embeddings": False}
+    for key, wanted in exact.items():
+        require(key in values and values[key] == wanted, key, repr(wanted))
+    for key in ("attention_bias", "use_bidirectional_attention"):
+        require(not values.get(key), key, "false")
+    for key in _WHOLE_NUMBERS:
+        value = values.get(key)
+        require(isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31, key, "a whole number")
+    for key in _NUMBERS:
+        require(_is_positive(values.get(key)), key, "a number above 0")
+    for key, same in (("num_key_value_heads", "num_attention_heads"), ("query_pre_attn_scalar", "head_dim")):
+        require(values.get(key) == values[same], key, f"{values[same]}, as {same}")
+    require(values["max_position_embeddings"] <= LONGEST, "max_position_embeddings", f"at most {LONGEST}")
+
+    rope = values.get("rope_parameters")
+    fits = isinstance(rope, dict) and rope.get("rope_type") == "default" and _is_positive(rope.get("rope_theta"))
+    require(fits, "rope_parameters", "{'rope_type': 'default', 'rope_theta': a number above 0}")
+    assert isinstance(rope, dict)
+    kinds, n_layers = values.get("layer_types"), values["num_hidden_layers"]
+    fits = isinstance(kinds, list) and len(kinds) == n_layers and all(kind in list(_LETTERS) for kind in kinds)
+    require(fits, "layer_types", f"{n_layers} of {' and '.join(_LETTERS)}, one for each of num_hidden_layers")
+    assert isinstance(kinds, list)
+    require(kinds[-1] == "full_attention", "layer_types", "full_attention in the last layer")
+
+    described = {ours: values[theirs] for theirs, ours in {**_WHOLE_NUMBERS, **_NUMBERS}.items()}
+    described |= {"rope_base": rope["rope_theta"], "layer_pattern": "".join(_LETTERS[kind] for kind in kinds)}
     try:
-        described = ShardConfig(
-            vocab_size=values["vocab_size"],
-            n_ctx=values["max_position_embeddings"],
-            d_model=values["hidden_size"],
-            n_layers=values["num_hidden_layers"],
-            n_heads=values["num_attention_heads"],
-            d_head=values["head_dim"],
-            d_mlp=values["intermediate_size"],
-            layer_pattern=letters,
-            window=values["sliding_window"],
-            rope_base=float(rope["rope_theta"]),
-            norm_eps=values["rms_norm_eps"],
-            logit_cap=values["final_logit_softcapping"],
-        )
-    except KeyError as error:
-        raise HomeError(f"{where}: {error.args[0]} is missing") from None
-    if pattern is not None:
-        as_written = ShardConfig.from_dict({**described.to_dict(), "layer_pattern": pattern})
-        if as_written.layer_kinds == described.layer_kinds:
+        config = ShardConfig.from_dict(described)
+    except ConfigError as error:
+        raise HomeError(f"{where}: describes no Shard: {error}") from None
+    if pattern is not None and set(pattern) <= {"S", "G"} and pattern:
+        as_written = ShardConfig.from_dict({**described, "layer_pattern": pattern})
+        if as_written.layer_kinds == config.layer_kinds:
             return as_written
-    return described
+    return config
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e15
 
 
 # ----------------------------------------------------------------------------------------------- the weights
@@ -220,13 +263,18 @@ def from_vaultgemma(
     where: str = "weights",
 ) -> dict[str, Tensor]:
     """Our state dict from VaultGemma's. Raises HomeError when a weight is missing, extra, misshapen, or untied."""
-    names = _names(config)
-    expected = {*names, "lm_head.weight", "model.embed_tokens.weight"}
-    if odd := sorted(expected ^ weights.keys()):
-        raise HomeError(f"{where}: {odd[0]} is {'missing' if odd[0] in expected else 'no weight of a Shard'}")
+    names, shapes = _names(config), _vaultgemma_shapes(config)
+    if odd := sorted(shapes.keys() ^ weights.keys()):
+        raise HomeError(f"{where}: {odd[0]} is {'missing' if odd[0] in shapes else 'no weight of a Shard'}")
+    for name, weight in weights.items():
+        if tuple(weight.shape) != shapes[name]:
+            raise HomeError(f"{where}: {name} is {tuple(weight.shape)}, config.json says {shapes[name]}")
+        if not weight.is_floating_point() or weight.dtype.itemsize == 1:
+            raise HomeError(
+                f"{where}: {name} holds {weight.dtype}, but a Shard's weights are floats of 16 bits or more"
+            )
     embedding = weights["lm_head.weight"]
     _check_tied(embedding, weights["model.embed_tokens.weight"], config, where)
-    heads = {"head": config.n_heads}
     converted = {"embed.W_E": embedding}
     for theirs, (ours, pattern) in names.items():
         stored = weights[theirs]
@@ -234,14 +282,23 @@ def from_vaultgemma(
             converted[ours] = _norm_weight(stored, (exact_norms or {}).get(ours))
         else:
             ours_axes, their_axes = pattern.split(" -> ")
-            sizes = heads if "(" in pattern else {}
+            sizes = {"head": config.n_heads} if "(" in pattern else {}
             converted[ours] = rearrange(stored, f"{their_axes} -> {ours_axes}", **sizes).contiguous()
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in Shard(config).state_dict().items()}
-    for name, shape in shapes.items():
-        if converted[name].shape != shape:
-            raise HomeError(f"{where}: {name} would be {tuple(converted[name].shape)}, config.json says {tuple(shape)}")
     return converted
+
+
+def _vaultgemma_shapes(config: ShardConfig) -> dict[str, tuple[int, ...]]:
+    """VaultGemma's names and shapes, worked out without taking memory for them."""
+    width, heads, d_mlp = config.d_model, config.n_heads * config.d_head, config.d_mlp
+    layer: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), (heads, width)),
+        **{"self_attn.o_proj": (width, heads), "mlp.down_proj": (width, d_mlp)},
+        **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), (d_mlp, width)),
+        **dict.fromkeys(_NORMS, (width,)),
+    }
+    ends = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (config.vocab_size, width))
+    layers = {f"model.layers.{n}.{part}.weight": s for n in range(config.n_layers) for part, s in layer.items()}
+    return {"model.norm.weight": (width,), **ends, **layers}
 
 
 def _embed_scale(config: ShardConfig, dtype: torch.dtype) -> float:
@@ -250,12 +307,16 @@ def _embed_scale(config: ShardConfig, dtype: torch.dtype) -> float:
 
 
 def _check_tied(embedding: Tensor, embed_tokens: Tensor, config: ShardConfig, where: str) -> None:
-    back = embed_tokens.float() * _embed_scale(config, embed_tokens.dtype)
-    rounding = 4 * torch.finfo(embed_tokens.dtype).eps
-    if back.shape != embedding.shape or not torch.allclose(back, embedding.float(), rtol=rounding, atol=1e-12):
+    """Both ends hold one embedding, up to the rounding of the narrowest dtype that they have been through."""
+    through = [embed_tokens.dtype]
+    for narrow in (torch.bfloat16, torch.float16):
+        if all(torch.equal(weight.to(narrow).to(weight.dtype), weight) for weight in (embedding, embed_tokens)):
+            through.append(narrow)
+    scaled = [(embed_tokens.float() * _embed_scale(config, dtype), 4 * torch.finfo(dtype).eps) for dtype in through]
+    if not any(torch.allclose(back, embedding.float(), rtol=eps, atol=1e-12) for back, eps in scaled):
         raise HomeError(
             f"{where}: embed_tokens times sqrt({config.d_model}) is not lm_head, but a Shard has one embedding for "
-            "both ends; untied fine-tuning cannot come back"
+            "both ends, and transformers trains the two apart; keep both frozen to bring the rest back"
         )
 
 
@@ -276,10 +337,11 @@ def _norms(model: Shard) -> dict[str, Tensor]:
 def _read_side_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
     if not path.exists():
         return {}, None
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        pattern = (file.metadata() or {}).get("layer_pattern")
+    try:
+        with safe_open(path, framework="pt") as file:
+            pattern = (file.metadata() or {}).get("layer_pattern")
+    except (OSError, SafetensorError) as error:
+        raise HomeError(f"{path}: cannot be read as safetensors: {error}; without this file the rest is read") from None
     return read_tensors(path), pattern
 
 
@@ -311,7 +373,12 @@ def pretrained_tokenizer(tokenizer: Tokenizer, n_ctx: int, padding_side: str) ->
 def native_tokenizer(path: Path) -> Tokenizer:
     """Our tokenizer from a tokenizer.json that transformers wrote: without what it adds around the text."""
     values = {**read_json(path), "post_processor": None, "padding": None, "truncation": None}
-    return Tokenizer(Backend.from_str(json.dumps(values)))
+    try:
+        return Tokenizer(Backend.from_str(json.dumps(values)))
+    except TokenizerError as error:
+        raise HomeError(f"{path}: {error}") from None
+    except Exception as error:  # the library raises bare Exception
+        raise HomeError(f"{path}: not a tokenizer.json of the tokenizers library: {error}") from None
 
 
 def _special_id(model: Shard) -> int:

@@ -12,7 +12,7 @@ import torch
 from shardscope import Shard, ShardConfig
 from shardscope.checkpoint import save_checkpoint
 from shardscope.cli import main
-from shardscope.lens import bridge, parity, to_transformers, transformers_home, verify
+from shardscope.lens import bridge, parity, rounding, to_transformers, transformers_home, verify
 from shardscope.model import Shard as NativeShard
 
 pytest.importorskip("transformer_lens")
@@ -135,7 +135,7 @@ def test_rounding_once_after_a_float32_sum_is_what_bfloat16_products_are() -> No
     left, right = (torch.randn(2, 48, 48, generator=generator).bfloat16() for _ in range(2))
     query = left[None].expand(1, 2, 48, 48)
     attend = torch.nn.functional.scaled_dot_product_attention
-    with parity._WideProducts():
+    with rounding.WideProducts():
         ours = [left[0] @ right[0], left @ right, attend(query, query, query, is_causal=True)]
     torchs = [left[0] @ right[0], left @ right, attend(query, query, query, is_causal=True)]
     wide = query.double()

@@ -17,6 +17,7 @@ from shardscope.config import ConfigError
 BENCHES = {
     "train": ("shardscope.train.bench", "Training: tokens a second, MFU, memory, beside transformers' model."),
     "decode": ("shardscope.generate.bench", "Generation: tokens a second beside transformers' generate."),
+    "score": ("shardscope.evals.bench", "Scoring: ARC questions a second beside lm-eval's own --model hf."),
     "attention": (
         "shardscope.lens.microscope.bench",
         "Attention views of a long prompt beside TransformerLens's cache.",

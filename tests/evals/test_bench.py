@@ -1,0 +1,45 @@
+"""`shardscope bench score`: what it measures is the same work for both."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from real_items import ROOT
+
+from shardscope.config import ConfigError
+from shardscope.evals import bench
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_both_score_the_same_items_and_the_table_says_how_fast(
+    homes: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = ["--checkpoint", str(homes[0]), "--questions", "6", "--batch", "1", "4", "--runs", "1", "--device", "cpu"]
+    assert bench.run(arguments(*words, "--out", str(tmp_path / "score.json"))) == 0
+    report = json.loads((tmp_path / "score.json").read_text())
+    assert (report["questions"], report["requests"]) == (6, 24)
+    assert [(row["scorer"], row["batch"]) for row in report["rows"]] == [
+        ("hf", 1),
+        ("shard", 1),
+        ("hf", 4),
+        ("shard", 4),
+    ]
+    assert all(row["questions_per_second"] > 0 and row["furthest"] < 1e-4 for row in report["rows"])
+    assert "| shard | 4 |" in capsys.readouterr().out
+
+
+def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ARC-Easy/test\.jsonl is not there; lay the folder out like evals/sample"):
+        bench.run(arguments("--data", str(tmp_path), "--device", "cpu"))

@@ -1,6 +1,7 @@
 """A seeded generator of small sums and word problems with worked steps, in the style of the model card's prompts.
 
-The card's own three sums are never generated, so that a right answer to them is not a memory.
+The card's own three sums are never asked for, so that a right answer to them is not a memory; a worked step of another
+problem may come by one of them.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from shardscope.config import ConfigError
 from shardscope.data.arithmetic import problems
 from shardscope.data.files import Reading, is_unicode
 
-VERSION = 1  # raise when the text of a built-in corpus changes, so that no stale token shard is used
+VERSION = 2  # raise when the text of a built-in corpus changes, so that no stale token shard is used
 BUILTINS = ("prose", "code", "qa", "arithmetic")
 ARITHMETIC_DOCUMENTS = 40_000
 
@@ -40,15 +40,18 @@ _SKIPPED_FOLDERS = {
 _SKIPPED_MODULES = ("pydoc_data.topics", "_sysconfigdata")
 
 
-Text = tuple[str, str]  # a document and its origin
+Text = tuple[str, str]  # a document and its origin; or a place and what is wrong there
 
 
-def builtin_documents(name: str, documents: int, reading: Reading) -> Iterator[Text]:
-    """(text, origin) of one of BUILTINS. `documents` is how much arithmetic is made; 0: ARITHMETIC_DOCUMENTS."""
+def builtin_documents(name: str, documents: int, reading: Reading) -> Iterator[tuple[str, str, str]]:
+    """(text, origin, family) of one of BUILTINS. `documents` is how much arithmetic is made; 0: ARITHMETIC_DOCUMENTS.
+
+    A module's code, prose and questions are one family: the prose stands in the code, word for word.
+    """
     if name == "arithmetic":
         for number, text in enumerate(problems(documents or ARITHMETIC_DOCUMENTS), start=1):
             reading.position += len(text)
-            yield text, f"builtin:arithmetic:{number}"
+            yield text, f"builtin:arithmetic:{number}", text
         return
     made, malformed = _from_library(name, _library_folder())
     for where, problem in malformed:
@@ -56,7 +59,7 @@ def builtin_documents(name: str, documents: int, reading: Reading) -> Iterator[T
     reading.total = sum(len(text) for text, _ in made)
     for text, origin in made:
         reading.position += len(text)
-        yield text, origin
+        yield text, origin, origin.split(":", 2)[2]
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from shardscope.config import ConfigError, Source, suggest
 from shardscope.data.builtin import BUILTINS, builtin_documents
-from shardscope.data.files import SUFFIXES, DataError, Reading, is_unicode, lines
+from shardscope.data.files import COMPRESSIONS, SUFFIXES, DataError, Reading, is_unicode, lines, log
 
 # A long text file becomes several documents: it is cut at the first empty line after so many characters,
 # or at any line end after the second number.
@@ -22,20 +22,32 @@ _CUT_AT_PARAGRAPH, _CUT_AT_LINE = 32_768, 1_048_576
 
 
 class Document(NamedTuple):
-    """A text and where it came from, as in `books.jsonl:17`."""
+    """A text and where it came from, as in `books.jsonl:17`.
+
+    Documents of one `family` (a module's code, and the prose that is in that code) are held out together; the default
+    is the text itself, so that copies are.
+    """
 
     text: str
     origin: str
+    family: str = ""
 
 
 def located(source: Source) -> Source:
     """The source as this machine has it: $VARIABLES replaced, and its hub counterpart where there are no such files.
 
-    Raises ConfigError for a variable that is not set when there is no counterpart.
+    Raises ConfigError for a variable that is not set when there is no counterpart, and for one that is set to a folder
+    without the files: whoever set it does not want another text.
     """
     path, holdout = os.path.expandvars(source.path), os.path.expandvars(source.holdout)
     if source.hub is not None and kind_of(path) == "files" and not _exists(path):
         hub = source.hub
+        if path != source.path:
+            raise ConfigError(
+                f"data.sources.{source.name}: path={source.path!r} means {path!r} here, and there is no such file; "
+                f"correct the variable, or unset it to read {hub.path} instead"
+            )
+        log.warning("data.sources.%s: no file at %s; reading %s instead", source.name, source.path, hub.path)
         return replace(
             source, path=hub.path, text=hub.text, split=hub.split, documents=hub.documents, holdout="", hub=None
         )
@@ -97,7 +109,7 @@ def _all_documents(path: str, source: Source, reading: Reading, without: str = "
     if kind == "builtin":
         if name not in BUILTINS:
             raise ConfigError(f"data.sources.{source.name}: no built-in corpus {name!r}{suggest(name, BUILTINS)}")
-        yield from (Document(text, origin) for text, origin in builtin_documents(name, source.documents, reading))
+        yield from (Document(*found) for found in builtin_documents(name, source.documents, reading))
     elif kind == "hf":
         yield from _hub_documents(name, source, reading)
     else:
@@ -113,7 +125,8 @@ def _all_documents(path: str, source: Source, reading: Reading, without: str = "
 def _reader(file: Path) -> Callable[[Path, str, Reading], Iterator[Document]]:
     if file.suffix == ".parquet":
         return _parquet
-    return _json_lines if ".jsonl" in file.suffixes[-2:] else _plain_text
+    unpacked = file.with_suffix("") if file.suffix in COMPRESSIONS else file
+    return _json_lines if unpacked.suffix == ".jsonl" else _plain_text
 
 
 def _plain_text(path: Path, field: str, reading: Reading) -> Iterator[Document]:

@@ -62,7 +62,10 @@ def lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{path}: cannot be opened ({error.strerror})") from error
     with raw:
         try:
-            for number, line in enumerate(_unpacked(raw, path), start=1):
+            unpacked = _unpacked(raw, path)
+            if unpacked is not raw and path.stat().st_size == 0:
+                raise EOFError("an archive is never empty")
+            for number, line in enumerate(unpacked, start=1):
                 reading.position = start + raw.tell()
                 yield number, line
         except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:

@@ -11,8 +11,9 @@ from shardscope.data.corpora import documents, located
 from shardscope.data.files import Reading
 from shardscope.data.holdout import Holdout
 from shardscope.data.mixture import Mixture
+from shardscope.data.permute import key
 from shardscope.data.shards import SourceShards, token_shards
-from shardscope.data.split import holdout_threshold, text_hash
+from shardscope.data.split import holdout_threshold, side_hash
 from shardscope.tokenizer import Tokenizer
 
 
@@ -29,18 +30,33 @@ class Prepared:
         """Malformed pieces that were skipped, by source."""
         return {name: shards.malformed for name, shards in self.shards.items()}
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What names the training tokens of each source."""
+        return {name: shards.train.fingerprint for name, shards in self.shards.items()}
+
 
 def prepare(
-    data: DataConfig, tokenizer: Tokenizer, *, batch_size: int, seed: int, eval_tokens: int, progress: bool = True
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    seed: int,
+    eval_tokens: int,
+    phase: str = "pretrain",
+    progress: bool = True,
 ) -> Prepared:
-    """Tokenize what is not tokenized yet. Raises ConfigError or DataError for a source that cannot be used."""
+    """Tokenize what is not tokenized yet. Raises ConfigError or DataError for a source that cannot be used.
+
+    Another `phase` takes another order, so that an anneal does not begin with the windows its pretraining began with.
+    """
     shards = shards_of(data, tokenizer, progress)
     mixture = Mixture(
         {name: both.train for name, both in shards.items()},
         {source.name: source.weight for source in data.sources},
         seq_len=data.seq_len,
         batch_size=batch_size,
-        seed=seed,
+        seed=seed if phase == "pretrain" else key(seed, phase),
     )
     holdouts = {
         name: Holdout(name, both.holdout, tokenizer, seq_len=data.seq_len, eval_tokens=eval_tokens)
@@ -62,7 +78,7 @@ def sample_documents(data: DataConfig, n: int) -> Iterator[str]:
 def _training_texts(source: Source, data: DataConfig) -> Iterator[str]:
     threshold = holdout_threshold(source, data)
     for document in documents(source, Reading(data.on_malformed, quiet=True)):
-        if text_hash(document.text) >= threshold:
+        if side_hash(document) >= threshold:
             yield document.text
 
 

@@ -31,7 +31,7 @@ from shardscope.config import DataConfig, Source
 from shardscope.data.builtin import builtin_version
 from shardscope.data.corpora import Document, documents, files_of, holdout_documents, kind_of
 from shardscope.data.files import DataError, Reading, log
-from shardscope.data.split import holdout_threshold, text_hash
+from shardscope.data.split import holdout_threshold, side_hash
 from shardscope.tokenizer import Tokenizer
 
 FORMAT = 1  # raise when the files or the cutting of documents change
@@ -65,6 +65,14 @@ class TokenShard:
         stop = self.starts[document + 1] if document + 1 < len(self.starts) else len(self)
         ids: list[int] = self.tokens[self.starts[document] + 1 : stop].tolist()
         return ids
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the content wherever the files lie: of where documents start, and of a million tokens spread evenly."""
+        spread = self.tokens[:: max(1, len(self) // 1_000_000)]
+        digest = hashlib.blake2b(self.starts.tobytes(), digest_size=8)
+        digest.update(np.ascontiguousarray(spread).tobytes())
+        return f"{len(self)} tokens, {digest.hexdigest()}"
 
     @cached_property
     def _origin_lines(self) -> list[str]:
@@ -136,7 +144,7 @@ def _make(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, 
         threshold = holdout_threshold(source, data)
         train, held_out = _Writer(making, "train", tokenizer.bos_id), _Writer(making, "holdout", tokenizer.bos_id)
         for document, ids in _encoded(documents(source, reading), reading, tokenizer, source.name, progress):
-            (held_out if text_hash(document.text) < threshold else train).append(ids, document.origin)
+            (held_out if side_hash(document) < threshold else train).append(ids, document.origin)
         if source.holdout:
             other = Reading(data.on_malformed)
             name = f"{source.name} (held out)"

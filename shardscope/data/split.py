@@ -1,20 +1,25 @@
-"""Which documents are held out: one in a hundred by a hash of its text, so that copies fall on the same side."""
+"""Which documents are held out: one in a hundred by a hash of its text, so that copies fall on the same side.
+
+The built-in corpora have hundreds of documents and not millions, so of them it is one module in twenty.
+"""
 
 from __future__ import annotations
 
 import hashlib
 
 from shardscope.config import DataConfig, Source
-from shardscope.data.corpora import documents
+from shardscope.data.corpora import Document, documents, kind_of
 from shardscope.data.files import DataError, Reading
 
 ONE_IN = 100
+ONE_BUILT_IN_IN = 20
 _HASHES = 2**64
 
 
-def text_hash(text: str) -> int:
-    """0 … 2⁶⁴-1, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
+def side_hash(document: Document) -> int:
+    """0 … 2⁶⁴-1, the same on every machine and for all of a family."""
+    decisive = document.family or document.text
+    return int.from_bytes(hashlib.blake2b(decisive.encode("utf-8"), digest_size=8).digest(), "big")
 
 
 def holdout_threshold(source: Source, data: DataConfig) -> int:
@@ -25,10 +30,10 @@ def holdout_threshold(source: Source, data: DataConfig) -> int:
     """
     if source.holdout:
         return 0
-    threshold = _HASHES // ONE_IN
+    threshold = _HASHES // (ONE_BUILT_IN_IN if kind_of(source.path) == "builtin" else ONE_IN)
     lowest, highest = _HASHES, -1
     for document in documents(source, Reading(data.on_malformed, quiet=True)):
-        hashed = text_hash(document.text)
+        hashed = side_hash(document)
         lowest, highest = min(lowest, hashed), max(highest, hashed)
         if lowest < threshold <= highest:
             return threshold

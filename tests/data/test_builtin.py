@@ -14,7 +14,8 @@ from shardscope.data.builtin import BUILTINS, builtin_documents
 
 
 def read(name: str, documents: int = 0, on_malformed: str = "fail") -> list[tuple[str, str]]:
-    return list(builtin_documents(name, documents, Reading(on_malformed)))  # type: ignore[arg-type]
+    found = builtin_documents(name, documents, Reading(on_malformed))  # type: ignore[arg-type]
+    return [(text, origin) for text, origin, _ in found]
 
 
 @pytest.mark.parametrize("name", BUILTINS)

@@ -254,13 +254,31 @@ def test_an_unknown_builtin_corpus_suggests_the_nearest() -> None:
 def test_a_source_without_files_here_is_read_from_its_hub_counterpart(tmp_path: Path, monkeypatch) -> None:
     hub = Hub(path="hf:owner/books:en", text="body", split="all", documents=7)
     source = Source(name="books", path="$BOOKS_HERE/books.*.txt", holdout="$BOOKS_HERE/val.txt", hub=hub)
-    monkeypatch.setenv("BOOKS_HERE", str(tmp_path))
+    monkeypatch.delenv("BOOKS_HERE", raising=False)
     away = located(source)
     assert (away.path, away.text, away.split) == ("hf:owner/books:en", "body", "all")
     assert (away.documents, away.holdout) == (7, "")
+    monkeypatch.setenv("BOOKS_HERE", str(tmp_path))
+    with pytest.raises(
+        ConfigError, match=r"means '.*books\.\*\.txt' here, and there is no such file; correct the variable"
+    ):
+        located(source)
     (tmp_path / "books.0.txt").write_text("Here.")
     here = located(source)
     assert (here.path, here.holdout, here.text) == (f"{tmp_path}/books.*.txt", f"{tmp_path}/val.txt", "text")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.txt.gz", "a.jsonl.zst", "a.jsonl.xz"])
+def test_an_archive_of_no_bytes_is_reported(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match=rf"{name}:1: the file is cut short or damaged"):
+        read(tmp_path / name)
+
+
+def test_the_kind_of_a_file_is_its_last_suffix_but_the_packing(tmp_path: Path) -> None:
+    (tmp_path / "notes.jsonl.txt").write_text("no JSON here\n")
+    (tmp_path / "rows.txt.jsonl").write_text('{"text": "a row"}\n')
+    assert [text for text, *_ in read(tmp_path)] == ["no JSON here\n", "a row"]
 
 
 def test_an_unset_variable_without_a_counterpart_is_named(monkeypatch) -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from shardscope.config import DataConfig
-from shardscope.data import DataError, sample_documents, token_shards
-from shardscope.data.split import holdout_threshold, text_hash
+from shardscope.config import DataConfig, Source
+from shardscope.data import DataError, Document, sample_documents, token_shards
+from shardscope.data.builtin import builtin_documents
+from shardscope.data.files import Reading
+from shardscope.data.split import holdout_threshold, side_hash
 from shardscope.tokenizer import Tokenizer
 
 Write = Callable[..., Path]
@@ -38,7 +40,7 @@ def test_about_one_document_in_a_hundred_is_held_out_and_none_is_lost(
     train, held_out = texts_of(data_of(write_jsonl("a.jsonl", documents)), small_tokenizer)
     assert 15 <= len(held_out) <= 50
     assert sorted(train + held_out) == sorted(documents)
-    assert all(text_hash(text) < 2**64 // 100 for text in held_out)
+    assert all(side_hash(Document(text, "")) < 2**64 // 100 for text in held_out)
 
 
 def test_copies_of_a_document_fall_on_the_same_side(
@@ -79,3 +81,20 @@ def test_a_sample_takes_from_the_sources_in_turn(write_jsonl: Write, data_of: Da
     data = data_of(write_jsonl("a.jsonl", sentences(3, "a")), write_jsonl("b.jsonl", sentences(6, "b")))
     assert [text[0] for text in sample_documents(data, 100)] == ["a", "b", "a", "b", "b", "b", "b"]
     assert len(list(sample_documents(data, 3))) == 3
+
+
+def test_no_line_of_held_out_prose_stands_in_the_code_that_is_trained_on(data_of: DataOf) -> None:
+    """The prose of the built-in corpus is cut from its code, so a module's two documents go to the same side."""
+    sides: dict[str, tuple[list[str], list[str]]] = {}
+    for name in ("prose", "code"):
+        source = Source(name=name, path=f"builtin:{name}")
+        threshold = holdout_threshold(source, data_of(source))
+        sides[name] = ([], [])
+        for found in builtin_documents(name, 0, Reading()):
+            document = Document(*found)
+            sides[name][side_hash(document) < threshold].append(document.text)
+    trained, held_out = set("\n".join(sides["code"][0]).splitlines()), sides["prose"][1]
+    assert len(held_out) >= 10
+    long_lines = [line for text in held_out for line in text.splitlines() if len(line) >= 30]
+    # What is left are phrases that several modules share, licences and the like.
+    assert sum(line.strip() in trained or line in trained for line in long_lines) < 0.02 * len(long_lines)

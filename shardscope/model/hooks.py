@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -57,10 +57,12 @@ class HookPoint(nn.Module):
             raise ValueError(f"a hook's direction is 'fwd' or 'bwd', not {dir!r}")
         self._run_uncompiled = _run_uncompiled()
         hooks = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
-        hooks.append(hook)
+        # Something of its own, so that the same function attached twice is taken off once.
+        attached = partial(hook)
+        hooks.append(attached)
 
         def remove() -> None:
-            hooks[:] = [attached for attached in hooks if attached is not hook]
+            hooks[:] = [other for other in hooks if other is not attached]
 
         return remove
 

@@ -114,7 +114,8 @@ class Attention(nn.Module):
         # One product for all three: a third of the passes over x, forward and backward.
         W_QKV = torch.cat([self.W_Q, self.W_K, self.W_V])
         qkv = einsum(x, W_QKV, "batch pos d_model, head d_model d_head -> batch pos head d_head")
-        q, k, v = qkv.chunk(3, dim=2)
+        heads = len(self.W_Q)
+        q, k, v = qkv[:, :, :heads], qkv[:, :, heads : 2 * heads], qkv[:, :, 2 * heads :]
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
         return self.hook_rot_q(self.rotary(q, first)), self.hook_rot_k(self.rotary(k, first)), v
 
@@ -158,7 +159,8 @@ class MLP(nn.Module):
         W_both = torch.cat([self.W_gate, self.W_in], dim=1)
         both = einsum(x, W_both, "batch pos d_model, d_model both -> batch pos both")
         if apart:
-            pre, pre_linear = both.chunk(2, dim=-1)
+            d_mlp = self.W_gate.shape[1]
+            pre, pre_linear = both[:, :, :d_mlp], both[:, :, d_mlp:]
             post = F.silu(self.hook_pre(pre)) * self.hook_pre_linear(pre_linear)
         else:
             post = swiglu(both)
@@ -248,14 +250,16 @@ class Shard(HookedModule):
     def residual(
         self, tokens: Tokens, document_start: Starts | None = None, stop_at_layer: int | None = None
     ) -> Residual:
-        """The residual stream after blocks 0 … stop_at_layer - 1 (None: after all of them)."""
+        """The residual stream after blocks 0 … stop_at_layer - 1 (None: after all of them; negative: from the end)."""
         if tokens.shape[1] > self.config.n_ctx:
             raise ValueError(
                 f"{tokens.shape[1]} tokens do not fit this model's context of {self.config.n_ctx}; "
                 "pass fewer, or a model with a larger n_ctx"
             )
+        if stop_at_layer is not None and abs(stop_at_layer) > self.config.n_layers:
+            raise ValueError(f"stop_at_layer={stop_at_layer}: this model has layers 0 to {self.config.n_layers - 1}")
         x = self.hook_embed(self.embed(tokens))
-        for block in self.blocks[:stop_at_layer]:
+        for block in list(self.blocks)[:stop_at_layer]:
             x = block(x, document_start)
         return x
 

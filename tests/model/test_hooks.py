@@ -123,6 +123,33 @@ def test_a_removed_hook_leaves_the_others_attached(tiny_model: Shard) -> None:
     assert seen == ["stays"]
 
 
+def test_a_function_attached_twice_is_taken_off_once(tiny_model: Shard) -> None:
+    seen: list[int] = []
+
+    def count(x: Tensor, /, *, hook: HookPoint) -> None:
+        seen.append(1)
+
+    tiny_model.add_hook("hook_embed", count)
+    tiny_model.run_with_hooks(IDS, fwd_hooks=[("hook_embed", count)])
+    assert len(seen) == 2
+    tiny_model(IDS)
+    assert len(seen) == 3
+
+
+def test_every_activation_may_be_changed_in_place_with_gradients_on(tiny_model: Shard) -> None:
+    """The idiom of the README: the hook writes into what it is given and returns nothing."""
+    for name in tiny_model.hook_dict:
+
+        def halve(x: Tensor, /, *, hook: HookPoint) -> None:
+            x[..., :1] *= 0.5
+
+        def replace(x: Tensor, /, *, hook: HookPoint) -> Tensor:
+            return torch.cat([x[..., :1] * 0.5, x[..., 1:]], dim=-1)
+
+        in_place = tiny_model.run_with_hooks(IDS, fwd_hooks=[(name, halve)])
+        torch.testing.assert_close(in_place, tiny_model.run_with_hooks(IDS, fwd_hooks=[(name, replace)]), msg=name)
+
+
 def test_backward_hooks_see_and_replace_the_gradient(tiny_model: Shard) -> None:
     seen: dict[str, Tensor] = {}
 

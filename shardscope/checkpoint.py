@@ -82,7 +82,10 @@ def save_checkpoint(
 
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """A scratch folder beside `folder` that takes its place, flushed to disk, only if the block ends well."""
+    """A scratch folder beside `folder` that takes its place, flushed to disk, only if the block ends well.
+
+    An older `folder` is moved aside before it is deleted, so at no moment does half of one stand under the name.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
@@ -91,9 +94,19 @@ def written_whole(folder: Path) -> Iterator[Path]:
         for path in partial.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+        _flush_folder(partial)
         if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+            aside = Path(mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+            folder.rename(aside / folder.name)
+            try:
+                partial.rename(folder)
+            except BaseException:
+                (aside / folder.name).rename(folder)
+                raise
+            finally:
+                shutil.rmtree(aside)
+        else:
+            partial.rename(folder)
         _flush_folder(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -154,7 +167,8 @@ def resolve_checkpoint(path: str | Path | None = None) -> Path:
 def list_checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     found = [p for p in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
-    return sorted((p for p in found if (p / WEIGHTS).exists()), key=lambda p: int(p.name.removeprefix("step-")))
+    whole = [p for p in found if (p / WEIGHTS).exists() and (p / CONFIG).exists()]
+    return sorted(whole, key=lambda p: int(p.name.removeprefix("step-")))
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:

@@ -421,6 +421,8 @@ def _refuse_unknown_keys(kind: type, values: Mapping[str, Any], prefix: str) -> 
     for key, value in values.items():
         if key not in hints:
             raise ConfigError(f"unknown key {prefix}{key}{suggest(key, hints)}")
+        if get_origin(hints[key]) is tuple and not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{prefix}{key}={value!r} is not a list; write it in brackets, as in [{value!r}]")
         nested = next((h for h in (hints[key], *get_args(hints[key])) if is_dataclass(h)), None)
         for item in value if isinstance(value, list) else [value]:
             if isinstance(nested, type) and isinstance(item, Mapping):

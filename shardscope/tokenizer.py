@@ -103,7 +103,11 @@ class Tokenizer:
         return file
 
     def encode(self, text: str, bos: bool = False) -> list[int]:
-        """The ids of `text`, after `<|endoftext|>` if `bos`."""
+        """The ids of `text`, after `<|endoftext|>` if `bos`. Raises TokenizerError for a text that is not Unicode."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TokenizerError(f"the text is not valid UTF-8 at character {error.start + 1}; correct it") from None
         ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         return [self.bos_id, *ids] if bos else ids
 

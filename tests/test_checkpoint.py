@@ -72,6 +72,33 @@ def test_a_save_that_dies_leaves_the_old_checkpoint_and_no_half_one(
     assert [p.name for p in tiny_checkpoint.parent.iterdir()] == [tiny_checkpoint.name]
 
 
+def test_a_replacement_that_fails_at_the_last_moment_puts_the_old_checkpoint_back(
+    tiny_checkpoint: Path, tiny_model: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (tiny_checkpoint / "model.safetensors").read_bytes()
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise OSError("the disk has gone")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with torch.no_grad():
+        tiny_model.embed.W_E.zero_()
+    with pytest.raises(OSError, match="the disk has gone"):
+        save_checkpoint(tiny_checkpoint, tiny_model)
+    assert (tiny_checkpoint / "model.safetensors").read_bytes() == before
+    assert [p.name for p in tiny_checkpoint.parent.iterdir()] == [tiny_checkpoint.name]
+
+
+def test_a_checkpoint_that_lacks_a_file_does_not_count(tmp_path: Path, tiny_model: Shard) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path / "checkpoints" / f"step-{step:08d}", tiny_model)
+    (tmp_path / "checkpoints" / "step-00000002" / "config.json").unlink()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001"]
+
+
 def test_without_a_path_the_newest_run_is_loaded(
     tmp_path: Path, tiny_model: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,6 +205,7 @@ class Loop:
                 "tokens": self.setup.tokens_before
                 + self.step * self.recipe.train.batch_size * self.recipe.data.seq_len,
                 "skipped_steps": self.readings.skipped,
+                "data": self.setup.data.fingerprints,
                 "seconds": round(self.readings.seconds, 1),
             }
             save_checkpoint(

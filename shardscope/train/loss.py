@@ -70,7 +70,8 @@ class _CappedCrossEntropy(torch.autograd.Function):
     def backward(ctx, loss_gradient, _):  # type: ignore[no-untyped-def]
         hidden_gradient, weight_gradient = ctx.saved_tensors
         return (
-            hidden_gradient * loss_gradient.to(hidden_gradient.dtype),
+            # Multiplied in float32, which a factor without axes would not bring about: a third is no bfloat16 number.
+            (hidden_gradient * loss_gradient.float().view(1, 1)).to(hidden_gradient.dtype),
             weight_gradient * loss_gradient,
             None,
             None,

@@ -72,6 +72,11 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
                 f"{recipe.model.vocab_size}; raise it"
             )
         model = Shard(recipe.model, tokenizer)
+    if recipe.data.seq_len > model.config.n_ctx:
+        raise ConfigError(
+            f"data.seq_len={recipe.data.seq_len} is longer than the context of {start}, which is {model.config.n_ctx}; "
+            "lower data.seq_len"
+        )
     sharded = world.size > 1 and recipe.train.parallel == "fsdp"
     if not sharded:
         model.to(world.device)
@@ -82,6 +87,7 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
             tokenizer,
             batch_size=recipe.train.batch_size,
             seed=recipe.seed,
+            phase=recipe.phase,
             eval_tokens=recipe.train.eval_tokens,
             progress=progress,
         )
@@ -94,6 +100,8 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
     if state is not None:
         _take_over(optimizer, state, start)
     facts = state.facts if state else {}
+    if resume:
+        _require_same_data(recipe, facts.get("data", {}), data.fingerprints)
     if world.main:
         # What a killed run logged after its last checkpoint, or before its first, is logged again.
         rewind(recipe.folder, state.step if state and resume else None)
@@ -115,6 +123,15 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
         finished=bool(resume) and facts.get("status") == "finished",
         started_from=str(start or ""),
     )
+
+
+def _require_same_data(recipe: Recipe, before: dict[str, str], now: dict[str, str]) -> None:
+    for name, fingerprint in now.items():
+        if before.get(name, fingerprint) != fingerprint:
+            raise ConfigError(
+                f"data.sources.{name}: holds {fingerprint}, the run in {recipe.folder} began with {before[name]}; "
+                "put that text back, or give --run_dir another folder"
+            )
 
 
 def _take_over(optimizer: ShardOptimizer, state: TrainingState, start: Path | None) -> None:

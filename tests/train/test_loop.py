@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +17,11 @@ import torch
 from shardscope import load
 from shardscope.checkpoint import STATE, list_checkpoints, read_json, read_tensors
 from shardscope.config import ConfigError, load_recipe
+from shardscope.data import prepare
+from shardscope.tokenizer import Tokenizer
 from shardscope.train import TrainingError, loop, train
 from shardscope.train.metrics import read_metrics
-from shardscope.train.run import run_status
+from shardscope.train.run import claimed_folder, run_status
 
 
 def run(path: Path, **overrides: str):
@@ -158,6 +162,56 @@ def test_a_folder_keeps_its_recipe(recipe_file: Path, tmp_path: Path) -> None:
     assert run(recipe_file, schedule__steps="2", train__log_every="2").reason == "every step was already done"
 
 
+def test_a_run_does_not_go_on_with_other_text(recipe_file: Path, tmp_path: Path) -> None:
+    run(recipe_file, train__max_minutes="0.0001")
+    corpus = tmp_path / "one.jsonl"
+    corpus.write_text(corpus.read_text().replace("house", "horse"))
+    with pytest.raises(ConfigError, match=r"data.sources.one: holds \d+ tokens, .* the run in .* began with"):
+        run(recipe_file)
+
+
+def test_two_processes_do_not_train_in_one_folder(recipe_file: Path) -> None:
+    with (
+        claimed_folder(load_recipe(recipe_file)),
+        pytest.raises(ConfigError, match="another process is training there"),
+    ):
+        run(recipe_file)
+    assert run(recipe_file, schedule__steps="20").status == "finished"
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(recipe_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file/run: cannot be written \(.*\); give --run_dir another folder"):
+        run(recipe_file, run_dir=str(tmp_path / "file" / "run"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"optimizer__name": "adamw"},
+            "the optimizer state lacks .*; set optimizer.name to the one it was trained with",
+        ),
+        ({"data__seq_len": "64"}, "data.seq_len=64 is longer than the context of .*, which is 32"),
+    ],
+)
+def test_an_anneal_that_does_not_fit_its_checkpoint_is_refused(
+    recipe_file: Path, tmp_path: Path, overrides: dict[str, str], message: str
+) -> None:
+    run(recipe_file, schedule__steps="2", schedule__warmup="0", schedule__decay="0")
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path / "anneal.toml", **overrides)
+
+
+def test_an_anneal_reads_its_windows_in_another_order(recipe_file: Path, tmp_path: Path) -> None:
+    data, tokenizer = load_recipe(tmp_path / "anneal.toml").data, Tokenizer.train(["the cat"] * 9, 257)
+    pretrain, anneal = (
+        prepare(data, tokenizer, batch_size=8, seed=0, eval_tokens=100, phase=phase, progress=False).mixture.batch(0)
+        for phase in ("pretrain", "anneal")
+    )
+    assert not torch.equal(pretrain.tokens, anneal.tokens)
+
+
 def test_a_foreign_folder_is_left_alone(recipe_file: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("precious")
@@ -188,6 +242,30 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad_steps: set[int]) -> None:
     monkeypatch.setattr(loop.Loop, "_take_step", take_step)
 
 
+def test_what_a_run_killed_before_its_first_checkpoint_logged_is_logged_once(recipe_file: Path, tmp_path: Path) -> None:
+    run(recipe_file, run_dir=str(tmp_path / "other"))
+    (tmp_path / "run").mkdir()
+    for name in ("recipe.json", "tokenizer.json"):
+        shutil.copy(tmp_path / "other" / name, tmp_path / "run" / name)
+    cut_off = (tmp_path / "other" / "metrics.jsonl").read_text()[:1200]
+    (tmp_path / "run" / "metrics.jsonl").write_text(cut_off)
+    run(recipe_file)
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 21))
+    assert [line["event"] for line in lines if line["kind"] == "event"] == ["start", "finished"]
+
+
+def test_a_signal_in_the_last_evaluation_leaves_the_run_unfinished_until_it_is_made(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: None)
+    assert run(recipe_file).status == "paused early"
+    monkeypatch.undo()
+    outcome = run(recipe_file)
+    assert (outcome.status, outcome.step, outcome.evaluated) == ("finished", 20, 20)
+    assert run(recipe_file).reason == "every step was already done"
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_counted(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +276,10 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     assert read_json(outcome.checkpoint / STATE)["skipped_steps"] == 2
     skipped = [line["step"] for line in read_metrics(tmp_path / "run", "event") if line["event"] == "skipped step"]
     assert skipped == [6, 7]
+    # Any JSON reader reads every line.
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    parsed = [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in lines]
+    assert next(line for line in parsed if line["kind"] == "train" and line["step"] == 6)["loss"] is None
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run_and_name_the_batch(
@@ -214,6 +296,27 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_name_the_batch(
     kept = list_checkpoints(tmp_path / "run")[-1]
     assert kept.name == "step-00000005"
     assert all(tensor.isfinite().all() for tensor in read_tensors(kept / "model.safetensors").values())
+
+
+def test_the_progress_line_shows_what_a_run_is_watched_for(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "datasheet_flops", lambda device: 1e12)
+    poison(monkeypatch, {5})
+    train(load_recipe(recipe_file), progress=True)
+    last = capsys.readouterr().err.replace("\r", "\n").splitlines()[-1]
+    expected = r"tiny: 100%.*20/20 \[\d+:\d+<\d+:\d+.*loss \d\.\d{3}, lr 1.00e-02, [\d,]+ tokens/s, MFU \d+%, "
+    assert re.search(expected + r"held-out \d\.\d{3} bits/byte, full rank, 1 skipped", last), last
+
+
+def test_tensorboard_gets_the_numbers_of_metrics_jsonl(recipe_file: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing import event_accumulator as accumulator
+
+    run(recipe_file, train__loggers="['tensorboard']")
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    shown = {event.step: event.value for event in events.Scalars("train/loss")}
+    assert shown == pytest.approx(losses(tmp_path / "run"), rel=1e-6)
+    assert "eval/all/bits_per_byte" in events.Tags()["scalars"]
 
 
 def test_micro_batches_add_up_to_the_batch(recipe_file: Path, tmp_path: Path) -> None:

@@ -8,14 +8,27 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import combinations, product
+from functools import cached_property
+from itertools import combinations
+from math import ceil
 from typing import Literal
+
+from shardscope.failures.prompts import Domain
 
 HallucinationKind = Literal["unsupported", "wrong_arithmetic", "digit_salad"]
 
-FEWEST_WORDS = 6  # in a row, shared by prompt and output, make an echo
+# (words in a row, share of the shorter of the two texts) that make an echo. Calibrated on people's text, which repeats
+# its own openings: code most of all, and there in short lines.
+ECHO: dict[Domain, tuple[int, float]] = {"prose": (6, 0.9), "math": (6, 0.9), "code": (14, 0.5)}
+OPERANDS = 32  # the last numbers of a prompt; what two of them make is computed
+DIGITS = 400  # of a number that are read; loops make longer ones
 
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+# One operation on two numbers (1/4 and 5-7 are none): all that a prompt asks for if it holds no third number.
+_OPERATION = re.compile(
+    rf"{_NUMBER.pattern}(?:\s*[+*×÷]\s*|\s+(?:[-/]|plus|minus|times|(?:multiplied|divided) by)\s+){_NUMBER.pattern}",
+    re.IGNORECASE,
+)
 _ANSWER = re.compile(r"answer is|=|####", re.IGNORECASE)
 _LIST_MARKER = re.compile(r"(?m)^[ \t]*(\d+)[.)]\s")
 # A whole equation of two operands: no part of `1 + 2 + 3 = 6` or `2 + 3 = 4 + 1`.
@@ -32,14 +45,15 @@ class Found:
     start: int
     end: int
     kind: str
+    suspect: bool = False
 
 
 def find_number_echo(prompt: str, text: str, gold: str | None) -> Found | None:
-    """The stated answer is a number of the prompt, and not the right one."""
+    """The stated answer is a number of the prompt, and not the right one; only suspected if no right one is known."""
     answer = stated_answer(text)
     if answer is None or _value(answer[0]) not in numbers(prompt) or _value(answer[0]) in numbers(gold or ""):
         return None
-    return Found(start=answer.start(), end=answer.end(), kind="number")
+    return Found(start=answer.start(), end=answer.end(), kind="number", suspect=gold is None)
 
 
 def stated_answer(text: str) -> re.Match[str] | None:
@@ -49,40 +63,70 @@ def stated_answer(text: str) -> re.Match[str] | None:
     return answer or _NUMBER.search(text)
 
 
-def find_text_echo(prompt: str, text: str) -> Found | None:
-    """A run of words taken from the prompt: at least 6, and at least half of the shorter of the two."""
+def find_text_echo(prompt: str, text: str, domain: Domain | None = None) -> Found | None:
+    """The first long run of words taken from the prompt; `ECHO` says how long, None counts as prose."""
     ours, theirs = list(re.finditer(r"\w+", text.lower())), re.findall(r"\w+", prompt.lower())
-    least = max(FEWEST_WORDS, -(-min(len(ours), len(theirs)) // 2))
-    start, length = _longest_common_run([word[0] for word in ours], theirs)
-    if length < least:
-        return None
-    return Found(start=ours[start].start(), end=ours[start + length - 1].end(), kind="text")
+    fewest, share = ECHO[domain or "prose"]
+    least = max(fewest, ceil(share * min(len(ours), len(theirs))))
+    run = _first_common_run([word[0] for word in ours], theirs, least)
+    return None if run is None else Found(start=ours[run.start].start(), end=ours[run.stop - 1].end(), kind="text")
 
 
-def find_unsupported_number(prompt: str, text: str, gold: str | None) -> Found | None:
+def find_unsupported_number(prompt: str, text: str, gold: str | None, before: int | None = None) -> Found | None:
     """The first number in the output that is no number of the prompt, nor the answer, nor one operation away from them.
 
-    Where the output shows its work (an `=`), results may be used once more. The result of an equation that does not
-    hold counts as well, whatever it is. List markers are no numbers.
+    Only numbers that start before character `before` are judged. Where the output shows its work (an `=`), results may
+    be used once more. List markers are no numbers. The result of an equation that does not hold counts, whatever it is.
+
+    People bring numbers of their own to a word problem (60 minutes, twice, a step in between), but none to `23 + 19`:
+    anything but a false equation is only suspected unless the prompt asks for one operation on its only two numbers.
     """
     asked = numbers(prompt)
-    supported = {*asked, *numbers(gold or "")}
-    for a, b in combinations(asked, 2):
-        supported |= _one_step(a, b)
-    if "=" in text:
-        for a, b in product(tuple(supported), asked):
-            supported |= _one_step(a, b)
+    supported = _Closure([*asked, *numbers(gold or "")], asked[-OPERANDS:], shown_work="=" in text)
     false = {equation.start(4) for equation in _EQUATION.finditer(text) if not _holds(equation)}
     markers = {match.start(1) for match in _LIST_MARKER.finditer(text)}
-    longest = max((len(found[0]) for found in _NUMBER.finditer(f"{prompt} {gold or ''}")), default=0)
+    longest = max((_digits(found[0]) for found in _NUMBER.finditer(f"{prompt} {gold or ''}")), default=0)
+    one_operation = len(asked) == 2 and _OPERATION.search(prompt) is not None
+    suspected = None
     for match in _NUMBER.finditer(text):
-        if match.start() in markers or (_value(match[0]) in supported and match.start() not in false):
+        if before is not None and match.start() >= before:
+            break
+        wrong = match.start() in false
+        if match.start() in markers or (not wrong and _value(match[0]) in supported):
             continue
-        kind: HallucinationKind = "wrong_arithmetic" if match.start() in false else "unsupported"
-        if len(match[0]) > 2 * longest > 0:
+        kind: HallucinationKind = "wrong_arithmetic" if wrong else "unsupported"
+        if _digits(match[0]) > 2 * longest > 0:
             kind = "digit_salad"
-        return Found(start=match.start(), end=match.end(), kind=kind)
-    return None
+        found = Found(start=match.start(), end=match.end(), kind=kind, suspect=not (wrong or one_operation))
+        if not found.suspect:
+            return found
+        suspected = suspected or found
+    return suspected
+
+
+class _Closure:
+    """Which numbers are `given`, or follow from two of the `operands`; with `shown_work`, from one more step."""
+
+    def __init__(self, given: list[Fraction], operands: list[Fraction], shown_work: bool) -> None:
+        self.given, self.operands, self.shown_work = set(given), operands, shown_work
+
+    def __contains__(self, number: Fraction) -> bool:
+        if number in self.given or number in self._one_step:
+            return True
+        return self.shown_work and any(self._follows(number, operand) for operand in self.operands)
+
+    @cached_property
+    def _one_step(self) -> set[Fraction]:
+        return {result for a, b in combinations(self.operands, 2) for result in _one_step(a, b)}
+
+    def _follows(self, number: Fraction, b: Fraction) -> bool:
+        """Whether number = a + b, |a - b|, a · b, a / b or b / a for some a that is known; quotients are whole."""
+        before = [number - b, number + b, b - number]
+        if b:
+            before += [number / b]
+        if b and number and number.denominator == 1:
+            before += [number * b, b / number]
+        return any(a in self.given or a in self._one_step for a in before)
 
 
 def numbers(text: str) -> list[Fraction]:
@@ -91,7 +135,11 @@ def numbers(text: str) -> list[Fraction]:
 
 
 def _value(number: str) -> Fraction:
-    return Fraction(number.replace(",", ""))
+    return Fraction(number.replace(",", "")[:DIGITS].rstrip("."))
+
+
+def _digits(number: str) -> int:
+    return sum(character.isdigit() for character in number)
 
 
 def _one_step(a: Fraction, b: Fraction) -> set[Fraction]:
@@ -115,16 +163,16 @@ def _holds(equation: re.Match[str]) -> bool:
             return b != 0 and abs(a / b - c) <= (Fraction(1, 2 * 10**decimals) if decimals else 0)
 
 
-def _longest_common_run(a: list[str], b: list[str]) -> tuple[int, int]:
-    """(start in a, length) of the longest run of words that both hold."""
-    best_start = best = 0
-    above = [0] * (len(b) + 1)
-    for i, word in enumerate(a):
-        row = [0] * (len(b) + 1)
-        for j, other in enumerate(b):
-            if word == other:
-                row[j + 1] = above[j] + 1
-                if row[j + 1] > best:
-                    best_start, best = i - row[j + 1] + 1, row[j + 1]
-        above = row
-    return best_start, best
+def _first_common_run(ours: list[str], theirs: list[str], least: int) -> range | None:
+    """Where in `ours` the first run of at least `least` words stands that `theirs` holds too."""
+    places: dict[tuple[str, ...], int] = {}
+    for first in range(len(theirs) - least, -1, -1):
+        places[tuple(theirs[first : first + least])] = first
+    for start in range(len(ours) - least + 1):
+        place = places.get(tuple(ours[start : start + least]))
+        if place is not None:
+            length = least
+            while ours[start + length : start + length + 1] == theirs[place + length : place + length + 1] != []:
+                length += 1
+            return range(start, start + length)
+    return None

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from itertools import combinations, product
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shardscope.failures.answers import find_number_echo, find_text_echo, find_unsupported_number, numbers
 
@@ -81,3 +86,71 @@ def test_a_number_from_nowhere_is_found_and_named(prompt: str, text: str, stray:
 
 def test_numbers_are_read_with_separators_and_fractions() -> None:
     assert [float(number) for number in numbers("1,234.5 and -7, 12,34")] == [1234.5, 7, 12, 34]
+
+
+SHEEP = "Question: Ann has 4 bags of 6 marbles and gives a third to Ben. How many are left?\nAnswer:"
+
+
+def test_a_number_that_people_bring_to_a_word_problem_is_only_suspected() -> None:
+    found = find_unsupported_number(SHEEP, " She keeps 2/3 of them, 16.", "16")
+    assert found is not None
+    assert found.suspect
+    bare = find_unsupported_number(SUM, " 23 + 19 is 44", "42")
+    assert bare is not None
+    assert not bare.suspect
+
+
+def test_a_false_equation_is_certain_even_after_a_suspicion() -> None:
+    text = " It takes 60 minutes: 4 * 6 = 25"
+    found = find_unsupported_number(SHEEP, text, "16")
+    assert found is not None
+    assert (found.kind, found.suspect, text[found.start : found.end]) == ("wrong_arithmetic", False, "25")
+
+
+@pytest.mark.parametrize("prompt", ["He gives away 1/4 of the marbles.", "Read pages 5-7 of it."])
+def test_fractions_and_ranges_ask_for_no_operation(prompt: str) -> None:
+    found = find_unsupported_number(prompt, " 28", "3")
+    assert found is None or found.suspect
+
+
+def test_a_number_that_begins_before_the_limit_is_read_to_its_end() -> None:
+    """`450 / 3 = 150`, cut off inside its result, once counted as `450 / 3 = 15`."""
+    text = " 450 / 3 = 150"
+    assert find_unsupported_number("450 / 3 = ?", text, "150", before=len(text) - 1) is None
+    assert find_unsupported_number(SUM, " 42 and then 999", "42", before=4) is None
+
+
+def test_three_hundred_numbers_in_the_prompt_cost_no_more_than_a_few() -> None:
+    """Every sum of two of them, and what follows from those, was once written down."""
+    prompt = " ".join(str(7 * number + 1) for number in range(300)) + " = ?"
+    found = find_unsupported_number(prompt, " 2094 + 2087 = 4181, 123456789", None)
+    assert found is not None
+    assert found.kind == "digit_salad"
+
+
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=5), st.integers(0, 2000))
+def test_what_two_steps_reach_is_what_writing_every_result_down_reaches(asked: list[int], wanted: int) -> None:
+    def steps(a: Fraction, b: Fraction) -> set[Fraction]:
+        whole = [x / y for x, y in ((a, b), (b, a)) if y and (x / y).denominator == 1]
+        return {a + b, abs(a - b), a * b, *whole}
+
+    given_ = [Fraction(number) for number in asked]
+    once = {*given_, *(found for a, b in combinations(given_, 2) for found in steps(a, b))}
+    twice = once | {found for a, b in product(once, given_) for found in steps(a, b)}
+    found = find_unsupported_number(" ".join(map(str, asked)), f"so = {wanted}", None)
+    assert (found is None) == (Fraction(wanted) in twice)
+
+
+def test_a_loop_of_digits_is_read_and_costs_no_traceback() -> None:
+    assert find_number_echo(SUM, "1" * 10_000, "42") is None
+    found = find_unsupported_number(SUM, "1" * 10_000, "42")
+    assert found is not None
+    assert found.kind == "digit_salad"
+
+
+def test_code_repeats_its_own_lines_and_prose_half_of_its_openings() -> None:
+    line = "assert area of box one is less than area of box two"
+    assert find_text_echo(line, f"{line}\n", "code") is None  # twelve words
+    assert find_text_echo(line, f"{line}\n", "prose") is not None
+    assert find_text_echo(line + " and so on it goes for ever", line, "prose") is not None
+    assert find_text_echo(line + " and so on it goes for ever", line + " while it rained for days on end") is None

@@ -55,3 +55,33 @@ def test_code_breaks_down_too_when_two_windows_do() -> None:
     assert found is not None
     assert found.kind == "mixed_symbols"
     assert find_breakdown(pieces(CODE + "&%$!@^~;" * 16), "code") is None  # one window only
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1. 2. 3. 4. 5. 6. 7. 8. 9.",
+        "(a) (b) (c) (d) (e) (f)",
+        "1. 1. 2. 3. 4. 5. 6. 7. 8. 9. 10. 10. 11. 13. 14.\n1. 1. 2. 3.",
+    ],
+)
+def test_the_marks_of_a_list_are_no_symbols(text: str) -> None:
+    assert find_breakdown(pieces(text), "math") is None
+    assert find_breakdown(pieces(text)) is None
+
+
+def test_dotted_lines_and_blanks_to_fill_in_are_ordinary_outside_code() -> None:
+    for text in (f"Chapter one {'.' * 40} 12", f"The sum is {'_' * 12}.", "She left ------ and came back"):
+        assert find_breakdown(pieces(text)) is None, text
+    assert find_breakdown(pieces(PROSE + "." * 200)) is not None  # longer than any line of print
+
+
+TEX = r"\begin{align*} x^2 + y^2 &= (x + iy)(x - iy) \\ \alpha_{1} - \alpha_{2} &= 0 \end{align*} "
+
+
+def test_tex_is_ordinary_in_mathematics() -> None:
+    assert find_breakdown(pieces(TEX * 4), "math") is None
+    assert find_breakdown(pieces(r"$$ \{ \{ \} , \{ \{ \} \} \} $$ " * 9), "math") is None
+    found = find_breakdown(pieces(TEX + "?!%*;:@~#?%!;*:~@" * 8), "math")
+    assert found is not None
+    assert found.kind == "mixed_symbols"

@@ -34,6 +34,7 @@ from shardscope.config import (
 from shardscope.data import Batch, Prefetcher
 from shardscope.model import Shard
 from shardscope.model.hooks import HookPoint
+from shardscope.model.kernels import fp8
 from shardscope.train.distributed import pick_device
 from shardscope.train.flops import datasheet_flops, flops_per_token
 from shardscope.train.muon import ShardOptimizer
@@ -92,13 +93,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", nargs="+", choices=tuple(PRESETS), help="default: shard-54m on CUDA, else pico, nano"
     )
-    parser.add_argument("--seq-len", nargs="+", type=int, metavar="N", help="default: 2048 8192 on CUDA, else 512")
+    parser.add_argument(
+        "--seq-len",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="default: 2048 8192 on CUDA, else each model's whole context",
+    )
     parser.add_argument(
         "--tokens",
         nargs="+",
         type=int,
         metavar="N",
-        help="of one step (default 131072 on CUDA, else 4096); with more numbers the first variant runs with each",
+        help="of one step (default 131072 on CUDA, else 8192); with more numbers the first variant runs with each",
     )
     parser.add_argument("--steps", type=int, default=20, help="measured steps of each variant (default 20)")
     parser.add_argument(
@@ -117,15 +124,24 @@ def run(arguments: argparse.Namespace) -> int:
     device = pick_device(arguments.device)
     cuda = device.type == "cuda"
     models = arguments.model or (["shard-54m"] if cuda else ["shard-pico", "shard-nano"])
-    seq_lens = arguments.seq_len or ([2048, 8192] if cuda else [512])
-    step_tokens = arguments.tokens or [131_072 if cuda else 4_096]
+    lengths = {model: arguments.seq_len or ([2048, 8192] if cuda else [PRESETS[model].n_ctx]) for model in models}
+    step_tokens = arguments.tokens or [131_072 if cuda else 8_192]
     names = arguments.variants or ([n for n in VARIANTS if n != "vaultgemma"] if cuda else ["shard", "vaultgemma"])
-    for model, seq_len, tokens in product(models, seq_lens, step_tokens):
-        if seq_len > PRESETS[model].n_ctx or tokens % seq_len:
+    shapes = [(model, seq_len) for model in models for seq_len in lengths[model]]
+    for (model, seq_len), tokens in product(shapes, step_tokens):
+        if not 1 <= seq_len <= PRESETS[model].n_ctx or tokens < seq_len or tokens % seq_len:
             raise ConfigError(
-                f"--seq-len {seq_len} does not fit: {model} reads at most {PRESETS[model].n_ctx} tokens, and --tokens "
+                f"--seq-len {seq_len} does not fit: {model} reads 1 to {PRESETS[model].n_ctx} tokens, and --tokens "
                 f"{tokens} must be a multiple of it"
             )
+    if arguments.steps < 2:
+        raise ConfigError(f"--steps {arguments.steps} gives no median and no spread; measure at least 2")
+    eight_bit = [name for name in names if VARIANTS[name].fp8]
+    if eight_bit and not fp8.available(device):
+        raise ConfigError(
+            f"--variants {eight_bit[0]}: {device} does not multiply 8-bit floats (Hopper and Ada GPUs with Triton do); "
+            "leave it out"
+        )
     matmul = matmul_flops(device)
     report: dict[str, Any] = {"command": _command(arguments), **machine(device)}
     report |= {"matmul_flops": matmul, "rows": [], "traces": []}
@@ -135,8 +151,8 @@ def run(arguments: argparse.Namespace) -> int:
             Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
             Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
-    for model, seq_len in product(models, seq_lens):
-        first = seq_len == seq_lens[0]
+    for model, seq_len in shapes:
+        first = seq_len == lengths[model][0]
         # Compiling Llama takes a minute, and it has no window to gain from at another length.
         runs = [(name, step_tokens[0]) for name in names if first or name != "llama"]
         for name, tokens in runs + [(names[0], more) for more in step_tokens[1:]]:
@@ -147,8 +163,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.trace:
         for model in models:
             traced = [name for name in names if name in ("shard", "fp8")]
-            losses = trace(traced, PRESETS[model], seq_lens[0], arguments.trace, device)
-            report["traces"].append({"model": model, "seq_len": seq_lens[0], "losses": losses})
+            losses = trace(traced, PRESETS[model], lengths[model][0], arguments.trace, device)
+            report["traces"].append({"model": model, "seq_len": lengths[model][0], "losses": losses})
             write()
     print(table(report))
     return 0
@@ -226,7 +242,12 @@ def synchronize(device: torch.device) -> None:
 
 
 def recipe_of(
-    variant: Variant, config: ShardConfig, seq_len: int, tokens: int, dtype: Literal["auto", "float32"] = "auto"
+    variant: Variant,
+    config: ShardConfig,
+    seq_len: int,
+    tokens: int,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    lr: float = 3e-4,
 ) -> Recipe:
     return Recipe(
         name="bench",
@@ -235,7 +256,7 @@ def recipe_of(
         data=DataConfig(
             sources=(Source(name="noise", path="made up"),), seq_len=seq_len, mask_documents=variant.mask_documents
         ),
-        optimizer=OptimizerConfig(name="muon" if variant.optimizer == "muon" else "adamw"),
+        optimizer=OptimizerConfig(name="muon" if variant.optimizer == "muon" else "adamw", lr=lr),
         train=TrainConfig(
             batch_size=tokens // seq_len,
             micro_batch=min(tokens, MICRO) // seq_len,
@@ -285,7 +306,7 @@ def measure(
         tokens_per_second=round(rate, 1),
         spread=round((high - low) / 2 / typical, 4),
         step_seconds=round(typical, 5),
-        compile_seconds=round(compile_seconds - typical, 1),
+        compile_seconds=round(max(0.0, compile_seconds - typical), 1),
         flops_per_token=flops,
         mfu_datasheet=round(rate * flops / promised, 4) if promised else None,
         mfu_matmul=round(rate * flops / matmul, 4),
@@ -392,15 +413,16 @@ def _peer_step(
 
 
 def trace(
-    names: Sequence[str], config: ShardConfig, seq_len: int, steps: int, device: torch.device
+    names: Sequence[str], config: ShardConfig, seq_len: int, steps: int, device: torch.device, lr: float = 3e-4
 ) -> dict[str, list[float]]:
-    """Losses of variants, and of a float32 model without any kernel of ours, from the same weights and batches.
+    """Losses of variants in bfloat16, and of a float32 model without any kernel of ours, from one start and one text.
 
-    On CUDA, batches are of 8,192 tokens of a made-up language, so that there is something to learn.
+    A batch is of 8,192 tokens on CUDA and of four sequences elsewhere, in a made-up language, so that there is
+    something to learn.
     """
     tokens = max(seq_len, 8_192) if device.type == "cuda" else 4 * seq_len
-    ways = {name: recipe_of(VARIANTS[name], config, seq_len, tokens) for name in names}
-    ways["float32"] = recipe_of(Variant("float32"), config, seq_len, tokens, "float32")
+    ways = {name: recipe_of(VARIANTS[name], config, seq_len, tokens, "bfloat16", lr) for name in names}
+    ways["float32"] = recipe_of(Variant("float32"), config, seq_len, tokens, "float32", lr)
     losses = {}
     for name, recipe in ways.items():
         torch._dynamo.reset()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -31,12 +32,40 @@ def test_stripping_the_hooks_changes_nothing_but_the_hooks() -> None:
 
 
 def test_a_length_that_does_not_fit_is_refused_in_one_sentence() -> None:
-    import argparse
-
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
-    with pytest.raises(ConfigError, match="--seq-len 4096 does not fit: shard-pico reads at most 512 tokens"):
+    with pytest.raises(ConfigError, match="--seq-len 4096 does not fit: shard-pico reads 1 to 512 tokens"):
         bench.run(parser.parse_args(["--device", "cpu", "--model", "shard-pico", "--seq-len", "4096"]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps", "1"], "--steps 1 gives no median and no spread"),
+        (["--seq-len", "0"], "--seq-len 0 does not fit"),
+        (["--variants", "fp8"], "--variants fp8: cpu does not multiply 8-bit floats"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_sentence(flags: list[str], message: str) -> None:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    with pytest.raises(ConfigError, match=message):
+        bench.run(parser.parse_args(["--device", "cpu", "--model", "shard-pico", *flags]))
+
+
+def test_the_bench_prints_a_table_and_writes_json_with_transformers_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    words = f"--device cpu --model shard-pico --seq-len 32 --tokens 64 --steps 2 --trace 2 --out {tmp_path / 'b.json'}"
+    assert bench.run(parser.parse_args(words.split())) == 0
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert report["command"].startswith("shardscope bench train --model shard-pico --seq-len 32 --tokens 64 --steps 2")
+    ours, theirs = report["rows"]
+    assert (ours["variant"], theirs["variant"]) == ("Shard", "transformers' VaultGemma, AdamW")
+    assert all(row["tokens_per_second"] > 0 and row["mfu_matmul"] > 0 for row in (ours, theirs))
+    assert bench.table(report) in capsys.readouterr().out
 
 
 def test_a_made_up_language_has_one_successor_for_a_token_nine_times_in_ten() -> None:

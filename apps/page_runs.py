@@ -66,6 +66,14 @@ def page() -> None:
     curve = st.selectbox("Curve", list(CURVES), key="curve", format_func=lambda name: CURVES[name][1])
     picked = [runs[name] for name in chosen]
     live(picked, str(curve))
+    # Outside of what is drawn again every two seconds, which would take a file away while it is asked for.
+    share.take_away(
+        "curve",
+        f"shardscope-{curve}",
+        lambda: curve_cell(picked, str(curve)),
+        lambda: curve_table(picked, str(curve), most=0),
+        picture=False,
+    )
     for run in picked:
         draw_plan(run, runs, expanded=len(picked) <= 2)
     address.publish()
@@ -100,13 +108,6 @@ def live(runs: Sequence[Run], curve: str) -> None:
         rule = alt.Chart(pd.DataFrame(forks)).mark_rule(strokeDash=[4, 4], color="#ff7f0e")
         layers.append(rule.encode(x="step:Q", tooltip=["run", "step"]))
     st.altair_chart(alt.layer(*layers).properties(height=380), width="stretch")
-    share.take_away(
-        "curve",
-        f"shardscope-{curve}",
-        lambda: curve_cell(runs, curve),
-        lambda: curve_table(runs, curve, most=0),
-        picture=False,
-    )
 
 
 def find_runs(folders: Sequence[Path]) -> dict[str, Run]:

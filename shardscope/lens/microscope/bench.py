@@ -26,13 +26,14 @@ import torch
 
 from shardscope.config import PRESETS, ShardConfig
 from shardscope.lens.microscope.heads import head_scores
-from shardscope.lens.microscope.reading import MicroscopeError, read
+from shardscope.lens.microscope.reading import MicroscopeError, read, usable_device
 from shardscope.model import Shard
 
 COMPARED_ROWS = 32  # the last queries of one head of every layer are compared weight by weight
 # Seconds until the first map, seconds until all heads, bytes: what a reader should not have to wait for.
 TARGETS = {"cpu": (25.0, 60.0, 1e9), "cuda": (1.0, 2.0, 1e9)}
 INTERACTION, LESS_MEMORY, FASTER = 0.5, 10.0, 5.0
+PATIENCE = 60.0  # seconds: what takes longer is not repeated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", type=int, default=2048, help="length TransformerLens reads too (default 2048; 0: leave it out)"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="of every measurement (default 3)")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help=f"of every measurement that takes less than {PATIENCE:g} s; others are made once (default 3)",
+    )
     parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
-    parser.add_argument("--json", metavar="FILE", help="where the numbers are written")
+    parser.add_argument("--out", metavar="FILE", help="where the JSON is written")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -66,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise MicroscopeError(f"{arguments.model} reads 1 to {n_ctx} tokens, not {tokens}")
     if arguments.repeats < 1:
         raise MicroscopeError(f"--repeats {arguments.repeats} measures nothing; use at least 1")
+
+    usable_device(arguments.device)
 
     results: dict[str, Any] = {"machine": _machine(arguments.device)}
     rows: np.ndarray | None = None
@@ -89,8 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
         elif rows is not None:
             measured["largest_difference"] = float(np.abs(found - rows).max())
         results[name] = measured
-        if arguments.json:  # after each, so that what is measured is kept
-            Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        if arguments.out:  # after each, so that what is measured is kept
+            Path(arguments.out).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print("\n".join(table(results)))
     return 0
 
@@ -141,8 +149,8 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def _microscope(model: Shard, ids: torch.Tensor, job: Job) -> dict[str, Any]:
-    head_scores(read(model, ids[:256]))  # what is loaded or compiled once is not measured
-    before = _peak(job.device, reset=True)
+    before = _held(job.device)
+    head_scores(read(model, ids[:256]))  # what is loaded or compiled once is not timed; its memory counts
     times: dict[str, list[float]] = {name: [] for name in ("first_map", "overview", "another_head", "tile", "read")}
     layer, n = model.config.n_layers - 1, len(ids)
     side = min(512, n)
@@ -162,7 +170,10 @@ def _microscope(model: Shard, ids: torch.Tensor, job: Job) -> dict[str, Any]:
         times["overview"].append(times["read"][-1] + perf_counter() - drawn)
         times["another_head"].append(_seconds(reading.layers[layer].pooled, 1))
         times["tile"].append(_seconds(reading.layers[layer].tile, 0, queries, keys))
+        if perf_counter() - start > PATIENCE:
+            break
     return {
+        "repeats": len(core_seconds),
         "heads": len(scores),
         **{name: median(values) for name, values in times.items()},
         "core_seconds": median(core_seconds),  # of pass, map and overview: what a busy machine cannot stretch as much
@@ -181,14 +192,16 @@ def _transformer_lens(model: Shard, ids: torch.Tensor, job: Job) -> dict[str, An
         only["names_filter"] = lambda name: name.endswith("hook_pattern")
     times, n = [], len(ids)
     with torch.no_grad():
+        before = _held(job.device)
         bridge.run_with_cache(ids[None, :64], **only)
-        before = _peak(job.device, reset=True)
         for _ in range(job.repeats):
             cache = None
             start = perf_counter()
             _, cache = bridge.run_with_cache(ids[None], **only)
             _wait(job.device)
             times.append(perf_counter() - start)
+            if times[-1] > PATIENCE:
+                break
         peak = _peak(job.device) - before
     assert cache is not None
     rows = _last_rows(
@@ -196,7 +209,7 @@ def _transformer_lens(model: Shard, ids: torch.Tensor, job: Job) -> dict[str, An
         model,
         n,
     )
-    return {"seconds": median(times), "all_times": times, "peak_bytes": peak, "rows": rows}
+    return {"repeats": len(times), "seconds": median(times), "all_times": times, "peak_bytes": peak, "rows": rows}
 
 
 def _last_rows(rows: Callable[[int, range], np.ndarray], model: Shard, n: int) -> np.ndarray:
@@ -215,11 +228,21 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _peak(device: str, reset: bool = False) -> int:
-    """The most this process has held so far, in bytes; on CUDA what tensors have held since the last reset."""
+def _held(device: str) -> int:
+    """What this process holds now, in bytes: the model. From here on its peak counts."""
     if device.startswith("cuda"):
-        if reset:
-            torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:  # no Linux: the most it has held so far
+        return _peak(device)
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _peak(device: str) -> int:
+    """The most this process has held, in bytes; on CUDA what tensors have held since `_held`."""
+    if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

@@ -11,6 +11,7 @@ tokens.parquet     one row for each token of the prompt
 from __future__ import annotations
 
 import argparse
+import os
 from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
@@ -23,7 +24,14 @@ import torch
 from shardscope.checkpoint import load, resolve_checkpoint
 from shardscope.lens.microscope.heads import SCORES, HeadScores, find_heads, head_scores
 from shardscope.lens.microscope.picture import DECADES, contact_sheet, enlarged, mass_pixels, pixels, png, visible
-from shardscope.lens.microscope.reading import MicroscopeError, PooledMap, Progress, Reading, read
+from shardscope.lens.microscope.reading import (
+    MicroscopeError,
+    PooledMap,
+    Progress,
+    Reading,
+    read,
+    usable_device,
+)
 from shardscope.model import Shard
 from shardscope.tokenizer import Tokenizer
 
@@ -44,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read the prompt and write the files; 0, or MicroscopeError."""
     text = read_prompt(Path(arguments.prompt_file))
-    model = load(arguments.checkpoint, device=arguments.device)
+    out = writable_folder(Path(arguments.out))
+    model = load(arguments.checkpoint, device=usable_device(arguments.device))
     last = ""
 
     def progress(share: float, words: str) -> None:
@@ -53,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{share:4.0%}  {words}", flush=True)
         last = words
 
-    written = export(model, text, Path(arguments.out), arguments.checkpoint or resolve_checkpoint().name, progress)
+    written = export(model, text, out, arguments.checkpoint or resolve_checkpoint().name, progress)
     for path in written:
         files = [file for file in (path, *path.glob("*")) if file.is_file()]
         size = sum(file.stat().st_size for file in files)
@@ -64,12 +73,22 @@ def run(arguments: argparse.Namespace) -> int:
 def read_prompt(path: Path) -> str:
     """The text of a prompt file. Raises MicroscopeError when there is none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")  # line ends as they are
     except (OSError, UnicodeDecodeError) as error:
         raise MicroscopeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     if not text:
         raise MicroscopeError(f"{path}: the prompt is empty; write at least one character")
     return text
+
+
+def writable_folder(path: Path) -> Path:
+    """The folder, unless something else stands in its way: then MicroscopeError."""
+    there = next(part for part in (path, *path.absolute().parents) if part.exists() or part.is_symlink())
+    if not there.is_dir():
+        raise MicroscopeError(f"--out {path}: {there} is not a folder; name a folder, new or old")
+    if not os.access(there, os.W_OK):
+        raise MicroscopeError(f"--out {path}: nothing can be written into {there}; name another folder")
+    return path
 
 
 def export(model: Shard, text: str, out: Path, checkpoint: str = "", progress: Progress | None = None) -> list[Path]:

@@ -328,6 +328,16 @@ def read(model: Shard, ids: Ids, *, progress: Progress | None = None) -> Reading
     return Reading(config, ids, layers)
 
 
+def usable_device(name: str) -> str:
+    """The name of a device that tensors can be put on here. Raises MicroscopeError for any other."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise MicroscopeError(f"--device {name} cannot be used here ({reason}); use cpu, cuda or cuda:N") from None
+    return name
+
+
 def check_prompt(model: Shard, ids: Ids) -> None:
     """Raises MicroscopeError unless the model can read these tokens."""
     config = model.config

@@ -98,6 +98,15 @@ def test_the_effect_is_what_the_two_predictions_differ_by(tiny_model: Shard, mod
     assert (effect.heads, effect.mode, effect.position) == (tuple(HEADS), mode, 30)
 
 
+def test_a_mean_may_be_that_of_other_tokens_than_those_it_is_tried_on(tiny_model: Shard) -> None:
+    effect = ablation_effect(tiny_model, IDS, HEADS, "mean", position=30, top=5, reference=IDS[:20])
+    with torch.no_grad(), ablated(tiny_model, HEADS, "mean", reference=IDS[:20]):
+        without = tiny_model(IDS[None])[0, 30].softmax(-1)
+    np.testing.assert_allclose(effect.after, without[torch.tensor(effect.tokens)].numpy(), rtol=1e-4)
+    own = ablation_effect(tiny_model, IDS, HEADS, "mean", position=30, top=5)
+    assert not np.allclose(own.kl, effect.kl, rtol=1e-3)
+
+
 def test_ablating_the_induction_heads_ends_the_copying(trained_model: Shard) -> None:
     unit = 1 + torch.randperm(64, generator=torch.Generator().manual_seed(3))[:12]
     ids = torch.cat([torch.zeros(1, dtype=torch.long), unit.repeat(3)])

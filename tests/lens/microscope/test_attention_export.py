@@ -183,6 +183,35 @@ def test_the_command_writes_the_files_and_says_which(
         assert (tmp_path / "o" / name).stat().st_size > 0
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--out", "taken.txt"), "--out taken.txt: .*taken.txt is not a folder"),
+        (("--out", "taken.txt/below"), "--out taken.txt/below: .*taken.txt is not a folder"),
+        (("--device", "foo"), "--device foo cannot be used here"),
+        (("--device", "cuda:99"), "--device cuda:99 cannot be used here"),
+    ],
+)
+def test_a_place_or_a_device_that_cannot_be_used_is_one_sentence(
+    model: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(tmp_path / "checkpoint", model)
+    (tmp_path / "taken.txt").write_text(PROMPT, encoding="utf-8")
+    parser = argparse.ArgumentParser()
+    room.add_arguments(parser)
+    asked = {"--prompt-file": "taken.txt", "--out": "o", words[0]: words[1]}
+    arguments = parser.parse_args(["checkpoint", *(part for pair in asked.items() for part in pair)])
+    with pytest.raises(MicroscopeError, match=says) as error:
+        room.run(arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_prompt_file_is_read_byte_by_byte(tmp_path: Path) -> None:
+    (tmp_path / "dos.txt").write_bytes("one\r\ntwo\rthree\n\ufeff".encode())
+    assert room.read_prompt(tmp_path / "dos.txt") == "one\r\ntwo\rthree\n\ufeff"
+
+
 def test_a_prompt_that_cannot_be_exported_is_refused_in_one_sentence(model: Shard, tmp_path: Path) -> None:
     empty, binary = tmp_path / "empty.txt", tmp_path / "binary.txt"
     empty.write_text("")

@@ -8,7 +8,7 @@ import torch
 
 from shardscope import Shard
 from shardscope.lens import to_transformer_lens
-from shardscope.lens.microscope import MicroscopeError, attribution, logit_lens
+from shardscope.lens.microscope import MicroscopeError, attribution, logit_lens, residuals
 from shardscope.lens.microscope import logits as room
 
 IDS = torch.arange(50) * 7 % 300
@@ -53,6 +53,20 @@ def test_every_row_of_the_lens_is_transformer_lens_logit_lens(trained_model: Sha
     np.testing.assert_allclose(lens.probabilities[..., 0], probabilities.amax(dim=-1).numpy(), rtol=1e-3)
     chosen = probabilities.gather(2, torch.tensor(lens.tokens))
     np.testing.assert_allclose(chosen.numpy(), lens.probabilities, rtol=1e-3)
+
+
+def test_a_kept_residual_stream_is_read_out_without_another_pass(
+    tiny_model: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, some = residuals(tiny_model, IDS), residuals(tiny_model, IDS, [7, -1])
+    expected = logit_lens(tiny_model, IDS, positions=[7, 30, 49], top=3)
+    monkeypatch.setattr(room, "through", None)
+    lens = kept.lens([7, 30, -1], top=3)
+    np.testing.assert_array_equal(lens.tokens, expected.tokens)
+    np.testing.assert_allclose(lens.probabilities, expected.probabilities, rtol=1e-5)
+    np.testing.assert_array_equal(some.lens(top=3).next_rank, expected.next_rank[:, [0, 2]])
+    with pytest.raises(MicroscopeError, match="position 30 was not kept"):
+        some.lens([30])
 
 
 def test_chosen_positions_are_those_of_the_whole_prompt(tiny_model: Shard, monkeypatch: pytest.MonkeyPatch) -> None:

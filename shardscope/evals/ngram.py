@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Integer, UInt8
 from numpy import ndarray
 
 from shardscope.config import ConfigError
@@ -38,7 +38,7 @@ class KneserNey:
     Raises ConfigError for an order or a length that the tables cannot hold.
     """
 
-    def __init__(self, text: Int[ndarray, "pos"], symbols: int, order: int) -> None:
+    def __init__(self, text: Integer[ndarray, "pos"], symbols: int, order: int) -> None:
         if not 1 <= order <= MAX_ORDER:
             raise ConfigError(f"an n-gram model of order {order} is not supported; use 1 to {MAX_ORDER} (--ngram)")
         if len(text) >= MAX_SYMBOLS:
@@ -60,7 +60,7 @@ class KneserNey:
         for level in self._levels:
             level.smooth(symbols)
 
-    def bits(self, text: Int[ndarray, "pos"]) -> Float[ndarray, "pos"]:
+    def bits(self, text: Integer[ndarray, "pos"]) -> Float[ndarray, "pos"]:
         """-log2 p of every symbol, given those before it in `text`."""
         probability = np.full(len(text), 1 / self.symbols)
         history = np.zeros(len(text), dtype=np.int64)  # -1: never seen
@@ -75,11 +75,11 @@ class KneserNey:
 class _Level:
     """The grams of one length: their codes (number of the history · symbols + last symbol), counts, and discounts."""
 
-    def __init__(self, keys: Int[ndarray, "gram"], counts: Int[ndarray, "gram"]) -> None:
+    def __init__(self, keys: Integer[ndarray, "gram"], counts: Integer[ndarray, "gram"]) -> None:
         self.keys, self.counts = keys, counts
 
     @classmethod
-    def of(cls, codes: Int[ndarray, "pos"]) -> tuple[_Level, Int[ndarray, "pos"], Int[ndarray, "gram"]]:
+    def of(cls, codes: Integer[ndarray, "pos"]) -> tuple[_Level, Integer[ndarray, "pos"], Integer[ndarray, "gram"]]:
         """The level, for each position the number of its gram, and for each gram a position where it stands."""
         if int(codes.max()) < max(_DENSE, 4 * len(codes)):  # a table of every code is far quicker than a sort
             counts = np.bincount(codes)
@@ -109,8 +109,8 @@ class _Level:
         self.left = np.where(seen > 0, np.bincount(history, weights=lost) / np.maximum(seen, 1), 1.0)
 
     def look_up(
-        self, history: Int[ndarray, "pos"], text: Int[ndarray, "pos"], symbols: int
-    ) -> tuple[Int[ndarray, "pos"], Float[ndarray, "pos"], Float[ndarray, "pos"]]:
+        self, history: Integer[ndarray, "pos"], text: Integer[ndarray, "pos"], symbols: int
+    ) -> tuple[Integer[ndarray, "pos"], Float[ndarray, "pos"], Float[ndarray, "pos"]]:
         """The grams' numbers (-1: never seen), what they keep, and what their histories leave."""
         codes = history * symbols + text
         place = np.minimum(np.searchsorted(self.keys, codes), len(self.keys) - 1)
@@ -156,11 +156,11 @@ class WordNGram:
         unknown = [words[place] for place in np.flatnonzero(ids == _UNKNOWN)]
         return float(self._model.bits(ids).sum() + self._spelling.bits(_spelled(unknown))[1:].sum())
 
-    def _words(self, words: list[bytes]) -> Int[ndarray, "pos"]:
+    def _words(self, words: list[bytes]) -> Integer[ndarray, "pos"]:
         return np.fromiter((self._ids.get(word, _UNKNOWN) for word in words), dtype=np.int32, count=len(words))
 
 
-def _discounts(counts: Int[ndarray, "gram"]) -> tuple[float, float, float]:
+def _discounts(counts: Integer[ndarray, "gram"]) -> tuple[float, float, float]:
     """What counts of 1, 2, and 3 or more give up; equation 26 of Chen and Goodman."""
     one, two, three, four = (int(np.count_nonzero(counts == times)) for times in (1, 2, 3, 4))
     if not (one and two and three):
@@ -170,7 +170,7 @@ def _discounts(counts: Int[ndarray, "gram"]) -> tuple[float, float, float]:
     return found if all(0 <= lost <= times for times, lost in enumerate(found, start=1)) else FALLBACK_DISCOUNTS
 
 
-def _spelled(words: Iterable[bytes]) -> Int[ndarray, "pos"]:
+def _spelled(words: Iterable[bytes]) -> Integer[ndarray, "pos"]:
     """The bytes of the words, with a sign at the very beginning and after each."""
     return np.array([_END, *(symbol for word in words for symbol in (*word, _END))], dtype=np.int32)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from shardscope.checkpoint import CheckpointError, list_checkpoints, load, read_json
 from shardscope.config import ConfigError, DataConfig, Recipe
-from shardscope.data import Holdout, TokenShard, shards_of
+from shardscope.data import Holdout, shards_of
 from shardscope.evals.ngram import WORD_ORDER, ByteNGram, WordNGram
 from shardscope.tokenizer import Tokenizer
 from shardscope.train.metrics import read_metrics
@@ -27,6 +27,7 @@ from shardscope.train.run import RECIPE
 BASELINE_BYTES = 64_000_000
 
 Bytes = NDArray[np.uint8]
+Tokens = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ def baselines(data: DataConfig, eval_tokens: int, tokenizer: Tokenizer, order: i
         raise ConfigError(f"{most} bytes of text train no n-gram model; use 1 or more (--ngram-bytes)")
     pieces = _pieces(tokenizer)
     shards = shards_of(data, tokenizer, progress=False)
-    lengths = np.array([len(piece) for piece in pieces])
-    shares = _shares([int(lengths[both.train.tokens].sum()) for both in shards.values()], most)
-    texts = [text_of(both.train, pieces, share) for both, share in zip(shards.values(), shares, strict=True)]
+    sizes_of_train = [int(_lengths(pieces)[both.train.tokens].sum(dtype=np.int64)) for both in shards.values()]
+    shares = _shares(sizes_of_train, most)
+    texts = [text_of(both.train.tokens, pieces, share) for both, share in zip(shards.values(), shares, strict=True)]
     text = np.concatenate(texts)
     byte_model, word_model = ByteNGram(text, order), WordNGram(text)
     rows, sizes = {}, []
@@ -114,7 +115,7 @@ def _baseline(ngram: float, words: float, gzip: float, xz: float, size: float) -
 
 
 def _shares(sizes: list[int], most: int) -> list[int]:
-    """How many bytes of each source are read, given its size: equal ones, and what short sources leave to the others."""
+    """How many bytes of each source are read, given its size: equal ones, and what short ones leave to the others."""
     shares = [0] * len(sizes)
     for done, source in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
         fair = (most - sum(shares)) // (len(sizes) - done)
@@ -122,11 +123,9 @@ def _shares(sizes: list[int], most: int) -> list[int]:
     return shares
 
 
-def text_of(shard: TokenShard, pieces: list[bytes], most: int) -> Bytes:
-    """The first `most` bytes of a shard's text, or all of it; `pieces`: the bytes of each token."""
-    lengths = np.array([len(piece) for piece in pieces])
-    tokens = shard.tokens[:most]
-    needed = int(np.searchsorted(np.cumsum(lengths[tokens]), most)) + 1
+def text_of(tokens: Tokens, pieces: list[bytes], most: int) -> Bytes:
+    """The first `most` bytes of the tokens' text, or all of it; `pieces`: the bytes of each token."""
+    needed = int(np.searchsorted(np.cumsum(_lengths(pieces)[tokens], dtype=np.int64), most)) + 1
     return _as_bytes(tokens[:needed], pieces)[:most]
 
 
@@ -162,5 +161,9 @@ def _pieces(tokenizer: Tokenizer) -> list[bytes]:
     return [b"" if id == tokenizer.bos_id else tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
 
 
-def _as_bytes(tokens: NDArray[np.integer], pieces: list[bytes]) -> Bytes:
+def _lengths(pieces: list[bytes]) -> NDArray[np.uint16]:
+    return np.array([len(piece) for piece in pieces], dtype=np.uint16)
+
+
+def _as_bytes(tokens: Tokens, pieces: list[bytes]) -> Bytes:
     return np.frombuffer(b"".join([pieces[id] for id in tokens.tolist()]), dtype=np.uint8)

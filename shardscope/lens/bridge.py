@@ -41,7 +41,7 @@ def to_transformer_lens(model: Shard | str | Path | None = None) -> TransformerB
     """`model` as a TransformerBridge, in eval mode; a Shard, a checkpoint, a run (None: built-in, else the newest run).
 
     Hook names and shapes are TransformerLens's. With a tokenizer, text is tokenized with the begin-of-document token
-    in front. Raises CheckpointError or ConfigError.
+    in front. Raises CheckpointError or ConfigError; the bridge raises ValueError for more tokens than fit the context.
     """
     shard = model if isinstance(model, Shard) else load(model)
     if shard.tokenizer is None:
@@ -124,7 +124,21 @@ def shared_module(shard: Shard) -> VaultGemmaForCausalLM:
         attn.o_proj.weight = _shared(rearrange(block.attn.W_O, "head d_head d_model -> d_model (head d_head)"))
         for linear, weight in ((mlp.gate_proj, "W_gate"), (mlp.up_proj, "W_in"), (mlp.down_proj, "W_out")):
             linear.weight = _shared(getattr(block.mlp, weight).T)
+    module.register_forward_pre_hook(_refuse_what_does_not_fit, with_kwargs=True)
     return module.eval()
+
+
+def _refuse_what_does_not_fit(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """VaultGemma would go on past the positions that the model was built for; a Shard does not."""
+    tokens = args[0] if args else kwargs.get("input_ids")
+    tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+    seen = kwargs.get("past_key_values")
+    total = (0 if tokens is None else tokens.shape[1]) + (0 if seen is None else seen.get_seq_length())
+    if total > module.config.max_position_embeddings:
+        raise ValueError(
+            f"{total} tokens do not fit this model's context of {module.config.max_position_embeddings}; "
+            "pass fewer, or a model with a larger n_ctx"
+        )
 
 
 def _shared(weight: Tensor) -> nn.Parameter:

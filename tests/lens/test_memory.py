@@ -64,3 +64,19 @@ def test_caching_one_layer_peaks_below_a_fifth_of_caching_everything(deep_model:
     assert everything > held, "the count must see at least what the cache holds"
     one_layer, _ = peak_of(deep_model, lambda name: name.startswith(f"blocks.{layer}."))
     assert one_layer < everything / 5
+
+
+@pytest.mark.slow
+def test_one_layer_of_a_shard_54m_with_its_logits_peaks_below_a_fifth_of_what_all_layers_hold() -> None:
+    """The real shapes: 2048 tokens, every activation of the last layer, logits computed. Holding all twelve layers
+    would take 4.9 GB, so that side is not run: the layers are alike, and one of them is counted twelve times."""
+    torch.manual_seed(0)
+    model = Shard(ShardConfig.preset("shard-54m", n_ctx=POS)).eval()
+    layer = model.config.n_layers - 1
+    tokens = torch.randint(1, model.config.vocab_size, (1, POS))
+    with torch.no_grad(), Peak() as counted:
+        logits, cache = model.run_with_cache(tokens, names_filter=lambda name: name.startswith(f"blocks.{layer}."))
+    held = sum(activation.nbytes for activation in cache.values())
+    assert logits.shape == (1, POS, 8192)
+    assert counted.peak > held
+    assert counted.peak < model.config.n_layers * held / 5

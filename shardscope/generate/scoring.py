@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shardscope.generate.forward import Decoder, Packed
+from shardscope.generate.forward import UNSPLIT, Decoder, Packed
 from shardscope.model import Shard
 
 Ids = Sequence[int]
@@ -39,7 +39,7 @@ def score(model: Shard, groups: Sequence[tuple[Ids, Sequence[Ids]]], packed: Pac
     targets = [list(continuation) for _, continuations in groups for continuation in continuations]
     owner = [index for index, (_, continuations) in enumerate(groups) for _ in continuations]
     longest = max(len(contexts[of]) + len(target) - 1 for of, target in zip(owner, targets, strict=True))
-    shared = _shared_prefix(contexts)
+    shared = _shared_prefix(contexts, UNSPLIT.get(model.device.type, 0))
     decoder = Decoder(model, 1 if shared else len(contexts), longest, packed)
     if shared:
         decoder.prefill([contexts[0][:shared]])
@@ -85,12 +85,13 @@ class _Sums:
         return [Score(logprob, misses == 0) for logprob, misses in pairs]
 
 
-def _shared_prefix(contexts: Sequence[list[int]]) -> int:
-    """How many tokens all contexts begin with; each keeps at least one of its own. 0 where sharing saves nothing."""
-    if len(contexts) == 1:
-        return 0
+def _shared_prefix(contexts: Sequence[list[int]], worth: int) -> int:
+    """How many tokens all contexts begin with; each keeps at least one of its own.
+
+    0 where reading them once saves fewer than `worth` tokens: their own call reads all weights, however few they are.
+    """
     # What the first and the last in lexical order share, all between them share.
     differ = (at for at, (a, b) in enumerate(zip(min(contexts), max(contexts), strict=False)) if a != b)
     shortest = min(map(len, contexts))
     shared = min(next(differ, shortest), shortest - 1)
-    return shared if shared > 1 else 0
+    return shared if shared * (len(contexts) - 1) >= max(worth, 1) else 0

@@ -66,7 +66,11 @@ def test_a_context_is_computed_once_for_all_its_continuations(
         return real(self, tokens, counts, rows)
 
     monkeypatch.setattr(Decoder, "hidden", counting)
-    shared = ids(20, 1)
+    shared = ids(24, 1)
     score(tiny_model, [([*shared, *ids(8, n)], [ids(4, k) for k in range(4)]) for n in (2, 3, 4)])
     # The shared beginning once, three rests of 8, twelve continuations of 4 whose last token is never read.
-    assert sum(seen) == 20 + 3 * 8 + 12 * 3
+    assert sum(seen) == 24 + 3 * 8 + 12 * 3
+    # A beginning so short is read with every context: a call of its own would cost more than it saves.
+    seen.clear()
+    score(tiny_model, [([*shared[:5], *ids(8, n)], [ids(4, k) for k in range(4)]) for n in (2, 3, 4)])
+    assert sum(seen) == 3 * (5 + 8) + 12 * 3

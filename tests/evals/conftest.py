@@ -1,8 +1,7 @@
-"""One small model in both homes."""
+"""A small random model and the built-in one, each in both homes."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from real_items import QUESTIONS
 
 from shardscope import Shard, ShardConfig
-from shardscope.checkpoint import save_checkpoint
+from shardscope.checkpoint import BUILT_IN, load, save_checkpoint
 from shardscope.tokenizer import Tokenizer
 
 
@@ -27,10 +26,12 @@ def homes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with torch.no_grad():
         model.embed.W_E.mul_(5)
     checkpoint = save_checkpoint(folder / "checkpoint", model)
-    exported = export_pretrained(model, folder / "exported")
-    # A max_new_tokens among the exported defaults would overrule the max_gen_toks that the harness's `hf` asks for.
-    defaults = exported / "generation_config.json"
-    values = json.loads(defaults.read_text())
-    values.pop("max_new_tokens", None)
-    defaults.write_text(json.dumps(values))
-    return checkpoint, exported
+    return checkpoint, export_pretrained(model, folder / "exported")
+
+
+@pytest.fixture(scope="session")
+def built_in_homes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The checkpoint that ships with the package, whose text means something, and its export."""
+    from shardscope.lens import export_pretrained
+
+    return BUILT_IN, export_pretrained(load(BUILT_IN), tmp_path_factory.mktemp("built-in") / "exported")

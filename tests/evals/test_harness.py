@@ -13,18 +13,24 @@ import torch
 
 pytest.importorskip("lm_eval")
 
+from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.models.huggingface import HFLM
-from real_items import QUESTIONS, real_rows
+from lm_eval.tasks import TaskManager
+from real_items import QUESTIONS, ROOT, real_rows
 
+from shardscope import load
 from shardscope.config import ConfigError
 from shardscope.evals import harness
+from shardscope.evals.arith import KINDS
 from shardscope.evals.harness import HarnessError, ShardLM
+from shardscope.evals.tasks import worked_gsm8k
 from shardscope.generate import score
 from shardscope.tokenizer import Tokenizer
 
 Lm = ShardLM | HFLM
+FAILURES = [kind.replace(" ", "_") for kind in KINDS]
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +72,88 @@ def assert_same_texts(ours: ShardLM, theirs: HFLM, prompts: list[str], kwargs: d
 # ------------------------------------------------------------------------------------------------- parity
 
 
+@pytest.fixture(scope="module")
+def built_in(built_in_homes: tuple[Path, Path]) -> tuple[ShardLM, HFLM]:
+    checkpoint, exported = map(str, built_in_homes)
+    return (
+        ShardLM(pretrained=checkpoint, device="cpu", batch_size="auto", max_length=512),
+        HFLM(pretrained=exported, device="cpu", batch_size=8, max_length=512, dtype="float32"),
+    )
+
+
 @pytest.mark.parametrize("name", ["ai2_arc/ARC-Easy/test.jsonl", "ai2_arc/ARC-Challenge/test.jsonl"])
-def test_every_likelihood_of_real_arc_items_is_that_of_hf(ours: ShardLM, theirs: HFLM, name: str) -> None:
-    assert_same_likelihoods(ours, theirs, choices_of(real_rows(name, 30)))
+def test_every_likelihood_of_real_arc_items_is_that_of_hf(built_in: tuple[ShardLM, HFLM], name: str) -> None:
+    assert_same_likelihoods(*built_in, choices_of(real_rows(name, 15)))
 
 
-def test_every_answer_to_real_gsm8k_items_is_that_of_hf(ours: ShardLM, theirs: HFLM) -> None:
-    rows = real_rows("gsm8k/main/test.jsonl", 12)
+def test_a_worked_solutions_likelihood_is_that_of_hf_per_token_and_nearer_to_float64(
+    built_in: tuple[ShardLM, HFLM],
+) -> None:
+    """lm-eval adds up hundreds of float32 logarithms; what differs from `hf` over a long answer is its rounding."""
+    ours, theirs = built_in
+    rows = real_rows("gsm8k/main/test.jsonl", 8)
+    pairs = [(f"Question: {row['question']}\nAnswer:", worked_gsm8k(row)) for row in rows]
+    found = [value for value, _ in ours.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)]
+    expected = [value for value, _ in theirs.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)]
+    double, exact, lengths = load(ours.path).double(), [], []
+    for pair in pairs:
+        context, answer = ours._encode_pair(*pair)
+        with torch.no_grad():
+            logits = double(torch.tensor([[*context, *answer][:-1]]))[0, len(context) - 1 :].double()
+        exact.append(float(logits.log_softmax(dim=-1).gather(1, torch.tensor(answer)[:, None]).sum()))
+        lengths.append(len(answer))
+    assert max(lengths) > 100
+    for a, b, length in zip(found, expected, lengths, strict=True):
+        assert abs(a - b) < 1e-5 * length
+    off = [sum(abs(a - b) for a, b in zip(values, exact, strict=True)) for values in (found, expected)]
+    assert off[0] < off[1]
+
+
+def test_every_answer_to_real_gsm8k_items_is_that_of_hf(built_in: tuple[ShardLM, HFLM]) -> None:
+    rows = real_rows("gsm8k/main/test.jsonl", 5)
     shots = "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a in QUESTIONS)
     prompts = [f"{shots}Question: {row['question']}\nAnswer:" for row in rows]
     kwargs = {"until": ["Question:", "</s>"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 40}
-    assert_same_texts(ours, theirs, prompts, kwargs)
-    assert_same_texts(ours, theirs, prompts, {**kwargs, "max_gen_toks": 300})  # the prompts are cut at the left
+    assert_same_texts(*built_in, prompts, kwargs)
+    # So many examples that the prompts are cut at the left.
+    assert_same_texts(*built_in, [6 * shots + prompt for prompt in prompts[:2]], {**kwargs, "max_gen_toks": 12})
+
+
+CHOICES = """\
+task: choices
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_target: "{{{{choices.label.index(answerKey)}}}}"
+doc_to_choice: "{{{{choices.text}}}}"
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+
+
+def test_every_metric_is_that_of_hf(
+    built_in: tuple[ShardLM, HFLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = ROOT / "evals" / "sample"
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "choices.yaml").write_text(CHOICES.format(file=sample / "ai2_arc/ARC-Easy/test.jsonl"))
+    paths = [str(tmp_path), str(ROOT / "evals")]
+    manager = TaskManager(include_path=paths, include_defaults=False, metadata={"eval_data": str(sample)})
+
+    def metrics(lm: Lm) -> dict[str, dict[str, Any]]:
+        names = ["choices", "shard_arith", "shard_gsm8k"]
+        given = {"limit": 8, "gen_kwargs": "max_gen_toks=16", "bootstrap_iters": 0, "num_fewshot": 0}
+        found = simple_evaluate(lm, tasks=names, task_manager=manager, **given)
+        assert found is not None
+        return found["results"]
+
+    ours, theirs = map(metrics, built_in)
+    assert ours == theirs
+    assert {"acc,none", "acc_norm,none"} <= ours["choices"].keys()
+    assert {"exact_match,strict-match", "exact_match,flexible-extract"} <= ours["shard_gsm8k"].keys()
+    assert 0 < ours["choices"]["acc,none"] < 1
+    assert sum(ours["shard_arith"][f"{kind},none"] for kind in ("exact_match", *FAILURES)) == 1
 
 
 PAIRS = [

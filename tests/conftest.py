@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -16,6 +17,10 @@ from shardscope.checkpoint import save_checkpoint  # noqa: E402
 from shardscope.tokenizer import Tokenizer  # noqa: E402
 
 pytest_plugins = ["tiny_run"]
+
+# No example is too slow: a busy machine is no error of ours.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 SENTENCES = [
     "Once upon a time, in a small village, there lived a clockmaker who counted every second of the day.",

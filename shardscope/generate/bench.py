@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PEER = "transformers"
+STORY = (
+    "The ferry left at six in the morning, when the harbour was still dark and only the baker had a light in his "
+    "window. Anna stood at the rail with her brother and counted the boats that came in from the night's fishing. She "
+    "was eleven years old, and she had never been to the mainland. In her pocket was a letter that her grandmother had "
+    "written to a clockmaker whom nobody on the island had seen for thirty years, and in her bag was the clock. "
+)
 
 
 @dataclass(frozen=True)
@@ -50,11 +58,13 @@ class Measured:
     spread: float  # half the range of all runs over the median
     same_tokens: float  # share of the generated tokens that equal the peer's
     bytes_per_token: float  # of weights and cache that a step reads, for each sequence
-    share_of_bandwidth: float
+    share_of_bandwidth: float  # as if every token were a step of its own; above 1 where several share one
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", metavar="PATH", help="default: random weights of --model")
+    parser.add_argument(
+        "--checkpoint", metavar="PATH", help="its weights go on with a story (default: random weights of --model)"
+    )
     parser.add_argument("--model", default="shard-54m", choices=tuple(PRESETS), help="default shard-54m")
     parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N", help="sequences at once (default 1)")
     parser.add_argument("--prompt", type=int, default=32, metavar="N", help="tokens of each prompt (default 32)")
@@ -120,13 +130,12 @@ def exported(checkpoint: str | Path, folder: Path, device: torch.device, dtype: 
 def compare(
     model: Shard, peer: PreTrainedModel, batch: int, prompt: int, new: int, runs: int, bandwidth: float
 ) -> list[Measured]:
-    """A row for transformers and one for Shardscope."""
-    picked = torch.randint(1, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(batch))
+    """A row for each way of writing the same greedy text; the first is transformers', to which the others are held."""
+    picked = _prompts(model, batch, prompt)
     prompts, packed = picked.tolist(), Packed(model)
-    config = SamplingConfig(max_new_tokens=new, stop_at_eos=False)
     tokens = picked.to(model.device)
 
-    def theirs() -> list[list[int]]:
+    def theirs(**settings: int) -> list[list[int]]:
         with torch.inference_mode():
             # The end token is an ordinary one here, so that every run writes the same number of tokens.
             written: Tensor = peer.generate(  # type: ignore[operator]
@@ -136,13 +145,18 @@ def compare(
                 do_sample=False,
                 eos_token_id=None,
                 pad_token_id=0,
+                **settings,
             )
         return written[:, prompt:].tolist()
 
-    def ours() -> list[list[int]]:
+    def ours(lookup: bool) -> list[list[int]]:
+        config = SamplingConfig(max_new_tokens=new, stop_at_eos=False, lookup=lookup)
         return [list(generation.ids) for generation in generate(model, prompts, config, packed=packed)]
 
-    decoders: dict[str, Callable[[], list[list[int]]]] = {"transformers": theirs, "shardscope": ours}
+    decoders: dict[str, Callable[[], list[list[int]]]] = {PEER: theirs, "shardscope": partial(ours, lookup=False)}
+    if batch == 1 and model.device.type == "cpu" and model.embed.W_E.dtype == torch.float32:
+        decoders["transformers, prompt lookup"] = partial(theirs, prompt_lookup_num_tokens=10)
+        decoders["shardscope, lookup (default)"] = partial(ours, lookup=True)
     expected = theirs()
     texts = {name: decoder() for name, decoder in decoders.items()}  # warm
     seconds: dict[str, list[float]] = {name: [] for name in decoders}
@@ -168,6 +182,16 @@ def compare(
         )
         for name, times in seconds.items()
     ]
+
+
+def _prompts(model: Shard, batch: int, length: int) -> Tensor:
+    """Beginnings of a story where the model has a tokenizer, each from another word on; else random tokens."""
+    if model.tokenizer is None:
+        generator = torch.Generator().manual_seed(batch)
+        return torch.randint(1, model.config.vocab_size, (batch, length), generator=generator)
+    ids = model.tokenizer.encode(STORY)
+    ids *= 1 + (length + batch) // len(ids)
+    return torch.tensor([ids[row : row + length] for row in range(batch)])
 
 
 def bytes_per_token(model: Shard, batch: int, context: int) -> float:
@@ -200,7 +224,7 @@ def table(report: dict[str, Any]) -> str:
         "| decoder | batch | prompt + new | tokens/s | spread | against peer | same tokens | MB/token | bandwidth |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    base = {row["batch"]: row["tokens_per_second"] for row in report["rows"] if row["decoder"] == "transformers"}
+    base = {row["batch"]: row["tokens_per_second"] for row in report["rows"] if row["decoder"] == PEER}
     for row in report["rows"]:
         lines.append(
             f"| {row['decoder']} | {row['batch']} | {row['prompt']} + {row['new']} | {row['tokens_per_second']:,.1f} "

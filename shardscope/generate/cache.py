@@ -10,7 +10,7 @@ Axes: batch, pos (query, key, slot), head, d_head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -41,6 +41,7 @@ class Span:
     batch_rows: Int[Tensor, "batch"] | None  # rows of the cache that take part; None: all
     held: int  # slots read from the cache
     single: bool  # one new position in each row
+    attempt: bool = False  # the new positions are kept by `settle`, once it is known how many
     rows: Int[Tensor, "new"]  # where each new position comes from and goes to
     columns: Int[Tensor, "new"]
     slots: Int[Tensor, "new"]
@@ -54,6 +55,7 @@ class LayerCache:
         shape = (batch, config.n_heads, size, config.d_head)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self._attempted: tuple[QKV, QKV] | None = None
 
     def extend(self, k: QKV, v: QKV, span: Span) -> tuple[Slots, Slots]:
         """Keep the new keys and values; returns all that the new positions may see, in the order of `span.key`."""
@@ -66,8 +68,22 @@ class LayerCache:
         for kept, new in ((self.keys, k), (self.values, v)):
             old = kept[:, :, : span.held] if span.batch_rows is None else kept[span.batch_rows, :, : span.held]
             together.append(torch.cat([old, new.transpose(1, 2)], dim=2))
-        self._write(k, v, span)
+        if span.attempt:
+            self._attempted = k, v
+        else:
+            self._write(k, v, span)
         return together[0], together[1]
+
+    def settle(self, span: Span, count: int) -> None:
+        """Keep the first `count` positions of an attempt of one row, and forget the others.
+
+        They could not be taken back later: what they would overwrite in a ring, the queries before them still see.
+        """
+        assert self._attempted is not None
+        k, v = self._attempted
+        self._attempted = None
+        first = slice(count)
+        self._write(k, v, replace(span, rows=span.rows[first], columns=span.columns[first], slots=span.slots[first]))
 
     def _write(self, k: QKV, v: QKV, span: Span) -> None:
         rows = span.rows if span.batch_rows is None else span.batch_rows[span.rows]

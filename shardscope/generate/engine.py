@@ -10,11 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from shardscope.config import ConfigError
 from shardscope.generate.forward import Decoder, Packed, is_watched
 from shardscope.generate.graphs import STEPS, GraphSteps
+from shardscope.generate.lookup import MOST, Guesser
 from shardscope.generate.sampling import Sampler, SamplingConfig
 from shardscope.generate.text import TextStream
 from shardscope.model import Shard
@@ -191,6 +194,9 @@ def _run(
     if _graphable(model, config):
         yield from _in_graphs(decoder, alive, logits)
         return
+    if _guessable(model, config, decoder):
+        yield from _by_guesses(decoder, alive[0], logits[0])
+        return
     sampler = Sampler(config, prompts, [sequence.seed for sequence in alive], logits)
     while True:
         ids, logprobs = sampler(logits)
@@ -204,6 +210,40 @@ def _run(
             decoder.keep(rows)
             sampler.keep(rows)
         logits = decoder.step(ids)
+
+
+def _guessable(model: Shard, config: SamplingConfig, decoder: Decoder) -> bool:
+    """Whether guesses may pass through the model.
+
+    They may for one greedy sequence, in arithmetic so fine that a step of several rows chooses as several steps do, and
+    on a device for which such a step is cheap.
+    """
+    greedy = config.lookup and config.temperature == 0 and config.repetition_penalty == 1
+    exact = model.device.type == "cpu" and model.embed.W_E.dtype == torch.float32
+    return greedy and exact and len(decoder.cache.lengths) == 1 and not is_watched(model)
+
+
+def _by_guesses(decoder: Decoder, sequence: _Sequence, logits: Float[Tensor, "vocab"]) -> Iterator[TokenEvent]:
+    guesser = Guesser(sequence.prompt_ids, min(MOST, decoder.chunk - 1))
+    rows = logits[None]
+    guessed: list[int] = []
+    while True:
+        likeliest, chosen = rows.max(dim=-1)
+        logprobs = (likeliest - rows.logsumexp(dim=-1)).tolist()
+        ids = chosen.tolist()
+        # The choice after the last token is the model's own; each guess that it would have made brings one more.
+        right = next((place for place, guess in enumerate(guessed) if guess != ids[place]), len(guessed))
+        if guessed:
+            decoder.settle(1 + right)
+            guesser.learn(len(guessed), right)
+        for id, logprob in zip(ids[: right + 1], logprobs, strict=False):
+            yield sequence.take(id, logprob)
+            if sequence.stop_reason is not None:
+                return
+            guesser.push(id)
+        left = min(sequence.room, sequence.config.max_new_tokens) - len(sequence.ids)
+        guessed = guesser.guess(left - 1)
+        rows = decoder.attempt([ids[right], *guessed]) if guessed else decoder.step([ids[right]])
 
 
 def _graphable(model: Shard, config: SamplingConfig) -> bool:

@@ -10,6 +10,7 @@ Axes: batch, pos (query, key), d_model, head, d_head, vocab.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import torch
@@ -47,6 +48,7 @@ class Decoder:
         self.cache = KVCache(model.config, batch, capacity, model.device, model.embed.W_E.dtype)
         self.chunk = min(PREFILL_CHUNK, model.config.window)
         self._packed = packed
+        self._attempted: list[Span] = []
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "batch vocab"]:
         """Append token sequences of any lengths, in chunks; returns the logits after the last token of each."""
@@ -74,6 +76,18 @@ class Decoder:
         """Append one token to every sequence; returns the logits after it."""
         tokens = torch.tensor(ids, device=self.model.device)[:, None]
         return self.logits(self.hidden(tokens, [1] * len(ids)))[:, 0]
+
+    def attempt(self, ids: Sequence[int]) -> Float[Tensor, "pos vocab"]:
+        """The logits after each of several tokens appended to the only sequence; `settle` says how many stay."""
+        tokens = torch.tensor([list(ids)], device=self.model.device)
+        self._attempted = [replace(span, attempt=True) for span in self.cache.spans([len(ids)], len(ids))]
+        return self.logits(self.packed.hidden(tokens, self.cache.layers, self._attempted))[0]
+
+    def settle(self, count: int) -> None:
+        """Keep the first `count` tokens of the attempt."""
+        for layer, span in zip(self.cache.layers, self._attempted, strict=True):
+            layer.settle(span, count)
+        self.cache.advance([count])
 
     def hidden(
         self, tokens: Int[Tensor, "batch pos"], counts: Sequence[int], rows: Sequence[int] | None = None

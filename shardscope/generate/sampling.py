@@ -27,6 +27,9 @@ class SamplingConfig:
     stop: tuple[str, ...] = choice((), help="texts that end a sequence; they are cut from its text")
     seed: int = choice(0, help="sequence i of a batch is sampled with seed + i")
     stop_at_eos: bool = choice(True, help="end a sequence at <|endoftext|>")
+    lookup: bool = choice(
+        True, help="greedy text of one prompt on a CPU: guess ahead from the text so far; the text stays the same"
+    )
 
     def __post_init__(self) -> None:
         _require(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} must be at least 1")

@@ -27,7 +27,9 @@ class TextStream:
         """The text that this token makes final; often empty."""
         if self.tokenizer is None:
             return ""
-        self._append(self._decoder.decode(self.tokenizer.token_bytes(id)))
+        # A vocabulary that was padded has ids that stand for no text.
+        known = id < self.tokenizer.vocab_size
+        self._append(self._decoder.decode(self.tokenizer.token_bytes(id) if known else b""))
         return self._release(len(self.text) if self.stopped else len(self.text) - self._withheld())
 
     def finish(self) -> str:

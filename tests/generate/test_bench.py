@@ -27,6 +27,8 @@ def test_the_bench_writes_the_same_tokens_as_transformers_and_says_how_fast(
     assert [(row["decoder"], row["batch"]) for row in report["rows"]] == [
         ("transformers", 1),
         ("shardscope", 1),
+        ("transformers, prompt lookup", 1),
+        ("shardscope, lookup (default)", 1),
         ("transformers", 2),
         ("shardscope", 2),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,17 @@ def test_texts_and_stop_texts_need_a_tokenizer(tiny_model: Shard) -> None:
     with pytest.raises(GenerationError, match="stop texts need a tokenizer"):
         generate(tiny_model, [[1]], SamplingConfig(stop=(".",)))
     assert len(generate(tiny_model, [[1]], SamplingConfig(max_new_tokens=4))[0].ids) == 4
+
+
+def test_ids_that_the_tokenizer_lacks_add_no_text(tiny_model: Shard, tiny_tokenizer: Tokenizer) -> None:
+    """A model whose vocabulary was padded, say to a multiple of 64."""
+    padded = Shard(dataclasses.replace(tiny_model.config, vocab_size=320), tiny_tokenizer).eval()
+    with torch.no_grad():
+        padded.embed.W_E[:300] = 0.01 * tiny_model.embed.W_E
+        padded.embed.W_E[300:] = torch.randn(20, 32)
+    (found,) = generate(padded, ["Once"], SamplingConfig(max_new_tokens=20, temperature=2.0))
+    assert max(found.ids) >= 300
+    assert found.text == tiny_tokenizer.decode([id for id in found.ids if id < 300])
 
 
 def test_every_prompt_needs_its_seed(talker: Shard) -> None:

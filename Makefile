@@ -33,8 +33,10 @@ $(VENV)/.dev: $(VENV)/.demo
 	@touch $@
 
 # The explorer opens on the built-in model at once; the small model that is trained meanwhile appears in its list.
+# Ctrl+C ends all of it: a paused pretraining is no reason to begin the anneal.
 demo: $(VENV)/.demo
-	@if [ "$(SERVE)" != 0 ]; then \
+	@trap 'exit 130' INT; \
+	if [ "$(SERVE)" != 0 ]; then \
 	  $(BIN)/streamlit run apps/explorer.py --server.port $(PORT) & explorer=$$!; trap "kill $$explorer 2>/dev/null" EXIT; \
 	  echo "The explorer shows the built-in model at http://localhost:$(PORT); a small one is now trained beside it."; \
 	fi; \
@@ -55,7 +57,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 browser: $(VENV)/.dev
-	@$(BIN)/python tests/apps/browser.py --install
+	@[ -n "$(SHARDSCOPE_SKIP_BROWSER)" ] || $(BIN)/python tests/apps/browser.py --install
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

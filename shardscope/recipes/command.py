@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING
+from dataclasses import MISSING, fields
 from typing import Any
 
-from shardscope.config import PRESETS, ConfigError, load_recipe, recipe_fields
+from shardscope.config import PRESETS, ConfigError, Hub, Source, load_recipe, recipe_fields
 from shardscope.model import Shard
 from shardscope.train import Outcome, TrainingError, train
 from shardscope.train.distributed import is_main_process
@@ -21,16 +21,17 @@ def run_recipe(phase: str, doc: str | None, argv: Sequence[str] | None = None) -
         prog=f"python -m shardscope.recipes.{phase}",
         usage=f"python -m shardscope.recipes.{phase} RECIPE [--FIELD VALUE ...]",
         description=summary,
-        epilog=examples,
+        epilog=f"{_table_of(Source, 'a source, as in data.sources = [{name = ..., path = ...}]')}\n"
+        f"{_table_of(Hub, 'its hub counterpart, as in hub = {path = ...}')}\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, as in recipes/")
-    fields = parser.add_argument_group("fields of the recipe", "each flag overrides the file; values are TOML")
-    fields.add_argument("--model.preset", metavar="VALUE", help=f"a named architecture: {', '.join(PRESETS)}")
+    flags = parser.add_argument_group("fields of the recipe", "each flag overrides the file; values are TOML")
+    flags.add_argument("--model.preset", metavar="VALUE", help=f"a named architecture: {', '.join(PRESETS)}")
     for key, text, default in recipe_fields():
         shown = "" if default is MISSING or default in ("", None, ()) else f" (default {_plain(default)})"
-        fields.add_argument(f"--{key}", metavar="VALUE", help=(text + shown).replace("%", "%%"))
+        flags.add_argument(f"--{key}", metavar="VALUE", help=(text + shown).replace("%", "%%"))
     arguments = vars(parser.parse_args(argv))
     path = arguments.pop("recipe")
     try:
@@ -69,6 +70,11 @@ def _closing_words(outcome: Outcome) -> str:
             for name, score in outcome.scores.items()
         ]
     return "\n".join(lines)
+
+
+def _table_of(kind: type, title: str) -> str:
+    lines = [f"  {item.name:<14}{item.metadata['help']}" for item in fields(kind) if item.name != "hub"]
+    return "\n".join([f"{title}:", *lines, ""])
 
 
 def _plain(value: Any) -> str:

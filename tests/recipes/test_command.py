@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from shardscope.config import recipe_fields
+from shardscope.config import Hub, Source, recipe_fields
 from shardscope.recipes.command import run_recipe
 from shardscope.train.metrics import read_metrics
 
@@ -30,6 +31,15 @@ def test_a_flag_overrides_the_file(recipe_file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("phase", ["pretrain", "anneal"])
+def test_help_explains_the_fields_of_a_source(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_recipe("pretrain", "Train.", ["--help"])
+    text = capsys.readouterr().out
+    for kind in (Source, Hub):
+        for item in dataclasses.fields(kind):
+            assert item.name == "hub" or f"  {item.name:<14}{item.metadata['help']}" in text
+
+
 def test_help_explains_every_field_and_shows_a_command_to_paste(phase: str) -> None:
     shown = subprocess.run(
         [sys.executable, "-m", f"shardscope.recipes.{phase}", "--help"], capture_output=True, text=True, check=True

@@ -55,9 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", default=SAMPLE, metavar="DIR", help=f"folder that holds {ITEMS} (default {SAMPLE}: our own questions)"
     )
-    parser.add_argument("--questions", type=int, default=128, metavar="N", help="at most (default 128)")
+    parser.add_argument("--questions", type=int, default=64, metavar="N", help="at most (default 64)")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 32], metavar="N", help="batch sizes (default 1 32)")
-    parser.add_argument("--runs", type=int, default=5, help="measured runs of each (default 5)")
+    parser.add_argument("--runs", type=int, default=3, help="measured runs of each (default 3)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else bfloat16")
     parser.add_argument("--out", metavar="FILE", help="where the JSON is written")

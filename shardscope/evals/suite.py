@@ -79,7 +79,7 @@ def evaluate(
     if found is None:  # not the first process under torchrun
         return rows
     for task, values in found["results"].items():
-        for key, value in values.items():
+        for key, value in sorted(values.items()):
             metric, _, kind = key.partition(",")
             if not kind or metric.endswith("_stderr"):
                 continue

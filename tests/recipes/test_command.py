@@ -30,7 +30,6 @@ def test_a_flag_overrides_the_file(recipe_file: Path, tmp_path: Path) -> None:
     assert [line["step"] for line in read_metrics(tmp_path / "short", "train")] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("phase", ["pretrain", "anneal"])
 def test_help_explains_the_fields_of_a_source(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_recipe("pretrain", "Train.", ["--help"])
@@ -40,6 +39,7 @@ def test_help_explains_the_fields_of_a_source(capsys: pytest.CaptureFixture[str]
             assert item.name == "hub" or f"  {item.name:<14}{item.metadata['help']}" in text
 
 
+@pytest.mark.parametrize("phase", ["pretrain", "anneal"])
 def test_help_explains_every_field_and_shows_a_command_to_paste(phase: str) -> None:
     shown = subprocess.run(
         [sys.executable, "-m", f"shardscope.recipes.{phase}", "--help"], capture_output=True, text=True, check=True

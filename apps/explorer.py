@@ -21,7 +21,8 @@ from apps import page_attention, page_failures, page_heads, page_runs, page_toke
 from apps.parts import address
 
 # Streamlit leaves six rem above the first element.
-STYLE = "<style>.stMainBlockContainer { padding-top: 3.6rem; padding-bottom: 3rem; }</style>"
+STYLE = """<style>.stMainBlockContainer { padding-top: 3.6rem; padding-bottom: 3rem; }
+@media (max-width: 640px) { .stMainBlockContainer { padding-top: 4.6rem; } }</style>"""
 
 
 LOGO = Path(__file__).with_name("logo.svg")

@@ -287,7 +287,7 @@ def draw_ablation(asked: Asked, heads: tuple[Head, ...], mode: Mode, query: int)
         f"**{effect.loss_change:+.4f}** nats a token."
     )
     table = effect_table(asked, effect)
-    right.dataframe(table, hide_index=True, column_config={"before": _SHARE, "after": _SHARE, "logit": _CHANGE})
+    right.dataframe(table, hide_index=True, column_config={"before": _PART, "after": _PART, "logit": _CHANGE})
     share.take_away(
         "ablation", share.file_name(asked, "ablation"), lambda: ablation_cell(asked, heads, mode, query), lambda: table
     )
@@ -301,6 +301,7 @@ def effect_of(asked: Asked, heads: Sequence[Head], mode: Mode, query: int) -> Ab
     )
 
 
+_PART = st.column_config.NumberColumn(format="%.4f", help="probability of this token")
 _CHANGE = st.column_config.NumberColumn(format="%+.3f", help="change of the capped logit")
 
 

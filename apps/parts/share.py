@@ -25,31 +25,31 @@ MOST_ROWS = 200  # of a table that is drawn
 def take_away(
     name: str, file: str, cell: Callable[[], str], table: Callable[[], pd.DataFrame], picture: bool = True
 ) -> None:
-    """Buttons that show a view's notebook cell and save its table as `name`.csv and, with `picture`, as `name`.svg.
+    """A button that opens a view's notebook cell, and its table to be saved as CSV and, with `picture`, as SVG.
 
     A view that is a picture has a button of its own to save that. Files are named `file` with the ending.
     """
-    with st.container(horizontal=True, gap="small"):
-        popover = st.popover(
-            "Copy notebook cell", icon=":material/code:", type="tertiary", key=f"cell {name}", on_change="rerun"
-        )
-        if popover.open:
-            with popover:
-                st.caption("The same numbers in Python: the sign in the corner copies the cell.")
-                st.code(cell(), language="python")
-        _save(f"{name}.csv", f"{file}.csv", "text/csv", lambda: table().to_csv(index=False))
-        if picture:
-            _save(f"{name}.svg", f"{file}.svg", "image/svg+xml", lambda: table_svg(table()))
+    label = "Copy notebook cell, save CSV" + " or SVG" * picture
+    popover = st.popover(label, icon=":material/code:", type="tertiary", key=f"take {name}", on_change="rerun")
+    if not popover.open:
+        return
+    rows = table()
+    with popover:
+        with st.container(horizontal=True):
+            _save(f"{name}.csv", f"{file}.csv", "text/csv", rows.to_csv(index=False))
+            if picture:
+                _save(f"{name}.svg", f"{file}.svg", "image/svg+xml", table_svg(rows))
+        st.caption("The same numbers in Python: the sign in the corner copies the cell.")
+        st.code(cell(), language="python", height=200)
 
 
-def _save(label: str, file: str, mime: str, text: Callable[[], str]) -> None:
+def _save(label: str, file: str, mime: str, text: str) -> None:
     st.download_button(
         label,
-        data=lambda: text().encode(),
+        data=text.encode(),
         file_name=file,
         mime=mime,
         icon=":material/download:",
-        type="tertiary",
         on_click="ignore",
         key=f"save {label}",
     )

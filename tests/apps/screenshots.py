@@ -23,22 +23,23 @@ from apps.parts.checkpoints import find_checkpoints
 from shardscope.checkpoint import BUILT_IN
 
 IMAGES = server.ROOT / "docs" / "images"
-LARGEST = 300_000  # bytes
+LARGEST = 400_000  # bytes
 # Long enough to leave the window of the built-in checkpoint, and with something to find for induction heads.
 LONG = {"prompt": " ".join([FIRST_PROMPT] * 5)}
 RUN = {"checkpoint": "of a run"}
-# File: page, choices in its address, what is drawn last, width, tallest, colours.
-PICTURES: dict[str, tuple[str, dict[str, object], str, int, int, str]] = {
-    "explorer": ("attention", {**LONG, "layer": 2, "head": 1}, "[data-shows^=pattern]", 1280, 1560, "light"),
+MAP = "[data-shows*='-layer']"
+# File: page, choices in its address, what is drawn last, what the picture ends below ("": the page), width, colours.
+PICTURES: dict[str, tuple[str, dict[str, object], str, str, int, str]] = {
+    "explorer": ("attention", {**LONG, "layer": 2, "head": 1}, "[data-shows^=pattern]", MAP, 1280, "light"),
     "attention": (
-        "attention", {**LONG, "layer": 2, "head": 1, "rectangle": "300-328,222-262"}, "[data-shows*=-q300]", 1280, 2600,
+        "attention", {**LONG, "layer": 2, "head": 1, "rectangle": "300-328,222-262"}, "[data-shows*=-q300]", "", 1280,
         "light",
     ),
-    "tokens": ("tokens", {"query": 79, "ablate": "3.0"}, "[data-shows=attribution]", 1280, 2700, "light"),
-    "heads": ("heads", {**RUN, "by": "previous", "follow": True}, ".vega-embed", 1280, 2600, "dark"),
-    "runs": ("runs", {"curve": "bits_per_byte"}, ".vega-embed", 1280, 2600, "light"),
-    "failures": ("failures", {"sample_tokens": 96}, ".marked", 1280, 2600, "light"),
-    "phone": ("attention", {"layer": 0, "head": 1, "map": "band"}, "[data-shows^=pattern]", 390, 2000, "dark"),
+    "tokens": ("tokens", {"query": 79, "ablate": "3.0"}, "[data-shows=attribution]", "", 1280, "light"),
+    "heads": ("heads", {**RUN, "by": "previous", "follow": True}, ".vega-embed", "", 1280, "dark"),
+    "runs": ("runs", {"curve": "bits_per_byte"}, ".vega-embed", "", 1280, "light"),
+    "failures": ("failures", {"sample_tokens": 96}, ".marked", "", 1280, "light"),
+    "phone": ("attention", {"layer": 0, "head": 1, "map": "band"}, "[data-shows^=pattern]", MAP, 390, "dark"),
 }  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def take(runs: Path) -> None:
         sync_playwright() as playwright,
         browser.headless(playwright) as chromium,
     ):
-        for name, (path, choices, sign, width, tallest, scheme) in PICTURES.items():
+        for name, (path, choices, sign, end, width, scheme) in PICTURES.items():
             page = chromium.new_page(viewport={"width": width, "height": 1000}, color_scheme=scheme)
             page.set_default_timeout(120_000)
             asked = urlencode({**choices, **({"checkpoint": of_a_run} if "checkpoint" in choices else {})})
@@ -59,19 +60,23 @@ def take(runs: Path) -> None:
             page.locator(sign).last.wait_for()
             page.wait_for_timeout(5_000)
             height = page.locator("[data-testid=stMainBlockContainer]").evaluate("main => main.scrollHeight")
-            page.set_viewport_size({"width": width, "height": min(int(height) + 70, tallest)})
+            page.set_viewport_size({"width": width, "height": int(height) + 60})
             page.wait_for_timeout(3_000)
-            save(page.screenshot(), IMAGES / f"{name}.png")
+            if end:
+                box = page.locator(end).last.bounding_box()
+                assert box is not None
+                height = box["y"] + box["height"]
+            clip = {"x": 0, "y": 0, "width": width, "height": int(height) + 20}
+            save(page.screenshot(clip=clip), IMAGES / f"{name}.png")
             page.close()
 
 
 def save(png: bytes, path: Path) -> None:
-    """With as many colours as fit into the size."""
+    """In all its colours if that fits into the size, else in the 256 that serve it best."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     picture.save(path, optimize=True)
-    for colors in (256, 128, 64):
-        if path.stat().st_size > LARGEST:
-            picture.quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
+    if path.stat().st_size > LARGEST:
+        picture.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path.relative_to(server.ROOT)}: {path.stat().st_size:,} bytes, {picture.width} × {picture.height}")
 
 

@@ -9,6 +9,7 @@ import os
 import random
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -199,10 +200,22 @@ def weight_at(page, heatmap, row: int, column: int) -> tuple[str, float]:
     return words, float(re.search(r"[Ww]eight (\d\.\d+(?:e-\d+)?)", words)[1])
 
 
+@contextmanager
+def taken_away(page, name: str) -> Iterator[object]:
+    """What opens below a view: its notebook cell and its files."""
+    page.locator(f".st-key-take-{name.replace(' ', '-')} button").first.click()
+    opened = page.locator("[data-testid=stPopoverBody]")
+    opened.locator("code").wait_for()
+    yield opened
+    page.keyboard.press("Escape")
+    opened.wait_for(state="detached")
+
+
 def saved(page, button: str) -> bytes:
-    with page.expect_download() as download:
-        page.get_by_role("button", name=button, exact=True).click()
-    return Path(download.value.path()).read_bytes()
+    with taken_away(page, button.rpartition(".")[0]) as opened:
+        with page.expect_download() as download:
+            opened.get_by_role("button", name=button, exact=True).click()
+        return Path(download.value.path()).read_bytes()
 
 
 def saved_table(page, button: str) -> list[dict[str, str]]:
@@ -211,12 +224,10 @@ def saved_table(page, button: str) -> list[dict[str, str]]:
 
 def run_cell(page, name: str) -> dict[str, object]:
     """Run the notebook cell that the page offers for a view, as it stands, and return what it leaves behind."""
-    page.locator(f".st-key-cell-{name.replace(' ', '-')} button").click()
-    code = page.locator("[data-testid=stPopoverBody] code").inner_text()
+    with taken_away(page, name) as opened:
+        code = opened.locator("code").text_content()
     left: dict[str, object] = {}
     exec(compile(code, name, "exec"), left)
-    page.keyboard.press("Escape")
-    page.locator("[data-testid=stPopoverBody]").wait_for(state="detached")
     return left
 
 
@@ -533,7 +544,7 @@ def test_heads_are_found_by_their_scores_and_followed_through_the_run(
     np.testing.assert_allclose([float(row["mass"]) for row in rows], masses, atol=1e-6)
 
     page.get_by_text("Read all 2 checkpoints").click()
-    page.get_by_role("button", name="training.csv").wait_for()
+    page.locator(".st-key-take-training button").wait_for()
     rows, left = saved_table(page, "training.csv"), run_cell(page, "training")
     for path in list_checkpoints(run):
         step = int(path.name.removeprefix("step-"))

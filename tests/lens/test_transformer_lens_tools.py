@@ -95,7 +95,7 @@ def test_the_head_detector_finds_the_heads_that_do_it(trained_model: Shard) -> N
         scores = detect_head(bridge, COPY_TEXT, name)
         by_hand = (patterns * wanted).sum(dim=(-1, -2)) / 37
         torch.testing.assert_close(scores, by_hand, rtol=1e-4, atol=1e-5)
-        assert scores.max() > 0.4, f"the trained model has no {name}"
+        assert scores.max() > 0.25, f"the trained model has no {name}"
 
 
 def test_the_cache_decomposes_the_residual_stream_without_remainder(trained_model: Shard) -> None:

@@ -41,7 +41,7 @@ class Rule(NamedTuple):
 
 RULES: dict[Domain, Rule] = {
     "prose": Rule(0.7),
-    "math": Rule(0.6, frozenset("()[]{}\\$^_&|+-−=")),
+    "math": Rule(0.65, frozenset("()[]{}\\$^_&|+-−=")),
     "code": Rule(0.85, frozenset("()[]{}"), windows=2),
 }
 

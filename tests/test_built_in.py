@@ -5,21 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from shardscope import Shard, load
 from shardscope.checkpoint import BUILT_IN, WEIGHTS
-from shardscope.config import DataConfig, Source
-from shardscope.data import prepare
-from shardscope.failures import sample_card
+from shardscope.config import DataConfig, Source, load_recipe
+from shardscope.data import Holdout, token_shards
+from shardscope.failures import CARD_PROMPTS
+from shardscope.failures.card import label_generation
+from shardscope.generate import SamplingConfig, generate
 from shardscope.lens.microscope import find_heads, head_scores, read
 from shardscope.train.evaluate import Score, evaluate
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = json.loads((ROOT / "docs/reference/shard-nano.json").read_text(encoding="utf-8"))
+CARD = (BUILT_IN / "README.md").read_text(encoding="utf-8")
+# Held-out bits per byte of a plain trainer on the same text: 8.4 M parameters, 218 M tokens, one minute of one H200.
+ONE_MINUTE_RUN = {"books": 1.481, "code": 0.869, "edu_prose": 1.130, "math": 0.802, "qa": 1.208}
 DATA = Path(os.environ.get("SHARDSCOPE_DATA", ROOT.parent / "shared" / "data"))
 
 
@@ -28,15 +36,32 @@ def shipped() -> Shard:
     return load(BUILT_IN)
 
 
-def held_out(model: Shard, domain: str, eval_tokens: int, cache: Path) -> Score:
-    """The domain's held-out text; the training side is the smallest file there is, and not looked at."""
-    source = Source(name=domain, path=str(DATA / "qa.00.jsonl.xz"), holdout=str(DATA / f"{domain}.val.jsonl.xz"))
-    data = DataConfig(sources=(source,), seq_len=model.config.n_ctx, cache_dir=str(cache))
+def held_out(model: Shard, domains: Iterable[str], eval_tokens: int, folder: Path) -> dict[str, Score]:
+    """The score of each domain's held-out text; nothing is read of what it was trained on."""
     assert model.tokenizer is not None
-    found = prepare(data, model.tokenizer, batch_size=1, seed=0, eval_tokens=eval_tokens, progress=False)
-    scores = evaluate(model, found.holdouts, batch_size=2)
+    (folder / "none.jsonl").write_text('{"text": "none"}\n', encoding="utf-8")
+    sources = {
+        name: Source(name=name, path=str(folder / "none.jsonl"), holdout=str(DATA / f"{name}.val.jsonl.xz"))
+        for name in domains
+    }
+    data = DataConfig(sources=tuple(sources.values()), seq_len=512, cache_dir=str(folder))
+    holdouts = {}
+    for name, source in sources.items():
+        shard = token_shards(source, data, model.tokenizer, progress=False).holdout
+        holdouts[name] = Holdout(name, shard, model.tokenizer, seq_len=data.seq_len, eval_tokens=eval_tokens)
+    with torch.inference_mode():
+        scores = evaluate(model, holdouts, batch_size=2)
     assert scores is not None
-    return scores["all"]
+    return scores
+
+
+def metrics(phase: str, kind: str) -> list[dict[str, Any]]:
+    lines = (ROOT / f"docs/reference/shard-nano-{phase}.metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
+
+
+def bits(entry: dict[str, Any], domain: str) -> float:
+    return float(entry[domain]["bits_per_byte"])
 
 
 def test_the_weights_are_the_ones_that_were_measured() -> None:
@@ -59,12 +84,42 @@ def test_it_opens_when_no_checkpoint_is_named(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.skipif(not (DATA / "qa.val.jsonl.xz").exists(), reason="set SHARDSCOPE_DATA to the held-out text")
-@pytest.mark.parametrize("domain", ["edu_prose", "qa"])
-def test_held_out_bits_per_byte_are_the_committed_figures(domain: str, shipped: Shard, tmp_path: Path) -> None:
-    expected = REFERENCE["check"][domain]
-    found = held_out(shipped, domain, REFERENCE["check"]["eval_tokens"], tmp_path)
-    assert found.tokens == expected["tokens"]
-    assert found.bits_per_byte == pytest.approx(expected["bits_per_byte"], abs=2e-3)
+def test_held_out_bits_per_byte_of_every_domain_are_the_committed_figures(shipped: Shard, tmp_path: Path) -> None:
+    """Four windows of 512 tokens of each; the card's figures, over all of the text, are in the committed metrics."""
+    expected = REFERENCE["check"]["held_out"]
+    assert expected.keys() == ONE_MINUTE_RUN.keys()
+    found = held_out(shipped, expected, REFERENCE["check"]["eval_tokens"], tmp_path)
+    assert {name: found[name].tokens for name in expected} == {name: row["tokens"] for name, row in expected.items()}
+    for name, row in expected.items():
+        assert found[name].bits_per_byte == pytest.approx(row["bits_per_byte"], abs=2e-3), name
+
+
+@pytest.mark.parametrize("domain", list(ONE_MINUTE_RUN))
+def test_the_anneal_lowers_every_domain_and_ends_below_a_run_of_one_minute(domain: str) -> None:
+    evaluations = metrics("anneal", "eval")
+    first, last = bits(evaluations[0], domain), bits(evaluations[-1], domain)
+    assert last < first
+    assert last < ONE_MINUTE_RUN[domain]
+
+
+def test_the_card_shows_the_committed_figures() -> None:
+    evaluations = metrics("anneal", "eval")
+    for domain in (*ONE_MINUTE_RUN, "all"):
+        before, after = bits(evaluations[0], domain), bits(evaluations[-1], domain)
+        assert f"| {domain} | {before:.3f} | **{after:.3f}** |" in CARD, domain
+
+
+def test_following_the_recipes_reads_no_source_more_than_eight_times() -> None:
+    """The shipped run read two of them more often; its counts of tokens are what these weights are reckoned with."""
+    tokens = {name: source["tokens"] for name, source in metrics("anneal", "event")[0]["sources"].items()}
+    passes = dict.fromkeys(tokens, 0.0)
+    for phase in ("pretrain", "anneal"):
+        recipe = load_recipe(ROOT / f"recipes/shard-nano-{phase}.toml")
+        read_tokens = recipe.schedule.steps * recipe.train.batch_size * recipe.data.seq_len
+        total = sum(source.weight for source in recipe.data.sources)
+        for source in recipe.data.sources:
+            passes[source.name] += read_tokens * source.weight / total / tokens[source.name]
+    assert max(passes.values()) <= 8, passes
 
 
 def test_text_that_no_machine_lacks_costs_what_it_cost(shipped: Shard) -> None:
@@ -78,20 +133,39 @@ def test_text_that_no_machine_lacks_costs_what_it_cost(shipped: Shard) -> None:
 
 
 def test_it_has_an_induction_head_and_a_previous_token_head(shipped: Shard) -> None:
-    """On random tokens said twice, as Olsson et al. (2022, arXiv:2209.11895) look for them."""
+    """On 50 random tokens said twice, as Olsson et al. (2022, arXiv:2209.11895) look for them.
+
+    Half the queries, those of the first time, have nothing to copy from: the plain mean cannot pass 0.5.
+    """
     assert shipped.tokenizer is not None
-    best = {"induction": 0.0, "previous": 0.0}
-    for seed in range(3):
-        said = torch.randint(1, 8192, (50,), generator=torch.Generator().manual_seed(seed))
-        scores = head_scores(read(shipped, torch.cat([torch.tensor([shipped.tokenizer.bos_id]), said, said])))
-        for name in best:
-            best[name] += getattr(find_heads(scores, by=name, top=1)[0], name) / 3
-    assert best["previous"] > 0.7
-    assert best["induction"] > 0.35
+    said = torch.randint(1, 8192, (50,), generator=torch.Generator().manual_seed(0))
+    reading = read(shipped, torch.cat([torch.tensor([shipped.tokenizer.bos_id]), said, said]))
+    scores = head_scores(reading)
+    (induction,), (previous,) = (find_heads(scores, by=name, top=1) for name in ("induction", "previous"))
+    assert (induction.layer, induction.head) == (3, 3)
+    assert induction.induction > 0.4
+    second = [reading.layer(3).row(3, 51 + place)[place + 2] for place in range(50)]
+    assert sum(second) / 50 > 0.6
+    assert (previous.layer, previous.head) == (2, 3)
+    assert previous.previous > 0.6
 
 
-def test_the_story_is_grammatical_for_sixty_tokens_or_so_and_is_flagged_when_it_loops(shipped: Shard) -> None:
-    samples = {prompt.text: (generation, labels) for prompt, generation, labels in sample_card(shipped, temperature=0)}
-    generation, labels = samples["Once upon a time, in a small village,"]
-    assert generation.text == REFERENCE["greedy_story"]
-    assert labels.summary == REFERENCE["greedy_story_flag"]
+def test_the_greedy_story_loops_from_its_second_token_and_is_flagged(shipped: Shard) -> None:
+    """The aim was sixty grammatical tokens before it loops; the card says that it was missed."""
+    story = next(prompt for prompt in CARD_PROMPTS if prompt.text.startswith("Once upon a time"))
+    expected = REFERENCE["greedy_story"]
+    (generation,) = generate(shipped, [story.text], SamplingConfig(max_new_tokens=64, temperature=0))
+    labels = label_generation(shipped, generation, 64, story)
+    assert generation.text.startswith(expected["begins"])
+    assert labels.summary == expected["flag"]
+    assert labels.loop is not None
+    assert (labels.loop.start, labels.loop.period) == (expected["onset"], expected["period"])
+
+
+@pytest.mark.skipif(not (DATA / "README.md").exists(), reason="set SHARDSCOPE_DATA to the held-out text")
+def test_the_card_lists_every_source_with_the_licence_that_the_text_came_with() -> None:
+    row = re.compile(r"^\| (edu_prose|books|code|math|qa) \| (\S+) \| ([^|]+) \| [\d,]+ \| ([\d,]+) \|$", re.MULTILINE)
+    found = row.findall((DATA / "README.md").read_text(encoding="utf-8"))
+    assert len(found) > 50
+    for domain, repository, licence, size in found:
+        assert f"| {domain} | {repository} | {licence} | {size} |" in CARD, repository

@@ -331,10 +331,11 @@ def read(model: Shard, ids: Ids, *, progress: Progress | None = None) -> Reading
 def usable_device(name: str) -> str:
     """The name of a device that tensors can be put on here. Raises MicroscopeError for any other."""
     try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise MicroscopeError(f"--device {name} cannot be used here ({reason}); use cpu, cuda or cuda:N") from None
+        torch.empty(1, device=name).item()  # a device without numbers ("meta") is none
+    except (RuntimeError, AssertionError, NotImplementedError):
+        gpus = torch.cuda.device_count()
+        there = "cpu; this torch sees no GPU" if gpus == 0 else f"cpu, or cuda:0 to cuda:{gpus - 1}"
+        raise MicroscopeError(f"--device {name} cannot be used here; use {there}") from None
     return name
 
 

@@ -190,6 +190,7 @@ def test_the_command_writes_the_files_and_says_which(
         (("--out", "taken.txt/below"), "--out taken.txt/below: .*taken.txt is not a folder"),
         (("--device", "foo"), "--device foo cannot be used here"),
         (("--device", "cuda:99"), "--device cuda:99 cannot be used here"),
+        (("--device", "meta"), "--device meta cannot be used here; use cpu"),
     ],
 )
 def test_a_place_or_a_device_that_cannot_be_used_is_one_sentence(

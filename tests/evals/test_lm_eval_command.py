@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from real_items import QUESTIONS, ROOT
 
 pytest.importorskip("lm_eval")
@@ -61,10 +64,11 @@ def install(python: Path, *arguments: str) -> None:
 
 
 def lm_eval(python: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command, offline, in a folder that holds no package of ours."""
+    """The installed command (its module where there is none), run by `python`, offline."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(cwd / "hf")}
     env.pop("PYTHONPATH", None)
-    command = [str(python), "-m", "lm_eval", *arguments]
+    script = Path(sysconfig.get_path("scripts"), "lm_eval")
+    command = [str(python), *([str(script)] if script.exists() else ["-m", "lm_eval"]), *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=240)
 
 
@@ -87,7 +91,9 @@ def prints(python: Path, code: str) -> str:
 
 @pytest.mark.slow
 def test_lm_eval_scores_a_shard_as_hf_does(environment: Environment, homes: tuple[Path, Path], tmp_path: Path) -> None:
-    _, python = environment
+    kind, python = environment
+    if kind == "normal":
+        pytest.skip("the command of the docs runs there")
     write_task(tmp_path, QUESTIONS)
     arguments = [
         "--model",
@@ -112,6 +118,20 @@ def test_lm_eval_scores_a_shard_as_hf_does(environment: Environment, homes: tupl
     found = [float(answer[0][0]) for row in logged for answer in row["resps"]]
     assert len(found) == 12
     assert found == pytest.approx([value for value, _ in expected], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_offline_command_of_the_docs_scores_the_built_in_model_as_it_is_written(environment: Environment) -> None:
+    kind, python = environment
+    if kind == "editable":
+        pytest.skip("what the tasks print does not depend on the install")
+    lines = (ROOT / "docs" / "evaluation.md").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("    lm_eval") and "eval_data=evals/sample" in line)
+    quick = ["--limit", "1", "--gen_kwargs", "max_gen_toks=8", "--device", "cpu"]
+    done = lm_eval(python, ROOT, *shlex.split(line)[1:], *quick)
+    assert done.returncode == 0, done.stderr
+    tasks = yaml.safe_load((ROOT / "evals" / "shard.yaml").read_text())["task"]
+    assert [name for name in tasks if not re.search(rf"\b{name} *\|", done.stdout)] == []
 
 
 @pytest.mark.slow

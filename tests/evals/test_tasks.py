@@ -143,6 +143,18 @@ def test_a_run_is_kept_and_shown_beside_the_earlier_ones(
     assert len((tmp_path / "table.csv").read_text().splitlines()) == len(lines) + 1
 
 
+@pytest.mark.parametrize("name", ["shard_arith", "shard_gsm8k", "shard_math"])
+def test_a_task_that_has_answers_written_runs_to_its_table(
+    homes: tuple[Path, Path], tmp_path: Path, in_the_repository: None, name: str
+) -> None:
+    words = [str(homes[0]), "--out", str(tmp_path), "--limit", "1", "--device", "cpu", "--tasks", name]
+    assert suite.run(arguments(*words)) == 0
+    lines = [line.split("|") for line in (tmp_path / "table.md").read_text().splitlines()[2:]]
+    assert {line[1].strip() for line in lines} == {name}
+    assert any(line[3].strip().startswith("exact_match") for line in lines)
+    assert all(0 <= float(line[4]) <= 1 for line in lines)
+
+
 def kept(out: Path, value: float) -> Path:
     """A result of a second that is always the same."""
     row = {"task": "sums", "shots": 0, "metric": "acc", "value": value, "stderr": None, "questions": 2}

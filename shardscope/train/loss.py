@@ -18,6 +18,8 @@ from shardscope.model.kernels import cross_entropy
 
 Scalar = Float[Tensor, ""]
 
+_UNSHIFTED = 40.0  # e⁴⁰ times any vocabulary is far from float32's 3e38
+
 # Logits of one chunk: 256 MB of bfloat16 keep the matmuls large; a CPU's chunk stays in its cache.
 _CHUNK_BYTES = {"cuda": 1 << 28, "cpu": 1 << 21}
 
@@ -59,7 +61,10 @@ class _CappedCrossEntropy(torch.autograd.Function):
             sums += row_gradient(logits, target, counted, cap, z_loss, ignore_index)
             if hidden_gradient is not None and weight_gradient is not None:
                 torch.mm(logits, weight, out=hidden_gradient[start : start + rows])
-                weight_gradient += logits.T @ chunk
+                if logits.dtype == weight_gradient.dtype:
+                    weight_gradient.addmm_(logits.T, chunk)
+                else:
+                    weight_gradient += logits.T @ chunk
         cross_entropy, z = metrics = sums / counted
         if weight_gradient is not None:
             ctx.save_for_backward(hidden_gradient, weight_gradient.to(W_E.dtype))
@@ -97,14 +102,19 @@ def _plain_gradient(
     """[sum of cross-entropies, sum of logsumexp²]; overwrites `logits` by the loss's gradient."""
     mask = targets != ignore_index
     index = torch.where(mask, targets, 0)[:, None]
-    squashed = (logits.float() / cap).tanh_()
+    squashed = logits.float().div_(cap).tanh_()  # in place where the logits are float32
     capped = squashed * cap
-    logsumexp = capped.logsumexp(dim=1, keepdim=True)
-    nll = (logsumexp - capped.gather(1, index)).squeeze(1)
+    target = capped.gather(1, index)
+    # Capped logits need no shift to keep their exponentials finite, unless the cap is a very high one.
+    shift = 0.0 if cap <= _UNSHIFTED else capped.amax(dim=1, keepdim=True)
+    exponentials = capped.sub_(shift).exp_()
+    total = exponentials.sum(dim=1, keepdim=True)
+    logsumexp = total.log() + shift
+    nll = (logsumexp - target).squeeze(1)
     sums = torch.stack([nll[mask].sum(), logsumexp.squeeze(1)[mask].square().sum()])
     row_weight = (mask / counted)[:, None]
-    gradient = capped.sub_(logsumexp).exp_().mul_((1 + 2 * z_loss * logsumexp) * row_weight)
+    gradient = exponentials.mul_((1 + 2 * z_loss * logsumexp) * row_weight / total)
     gradient.scatter_add_(1, index, -row_weight)
-    torch.mul(gradient, squashed.square_().neg_().add_(1), out=gradient)
-    logits.copy_(gradient)
+    # Back through cap · tanh(z / cap), whose slope is 1 - tanh².
+    logits.copy_(gradient.addcmul_(gradient, squashed.square_(), value=-1))
     return sums

@@ -49,7 +49,7 @@ eval: $(VENV)/.dev
 	@$(BIN)/shardscope eval
 
 test: $(VENV)/.dev browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

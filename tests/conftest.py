@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +18,12 @@ from shardscope.checkpoint import save_checkpoint  # noqa: E402
 from shardscope.tokenizer import Tokenizer  # noqa: E402
 
 pytest_plugins = ["tiny_run"]
+
+# Workers side by side share the cores and do not fight for them, nor do the processes that they start.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    torch.set_num_threads(threads)
 
 # No example is too slow: a busy machine is no error of ours.
 hypothesis.settings.register_profile("patient", deadline=None)

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     report = {
         "command": "shardscope bench score",
         "model": str(arguments.checkpoint or arguments.model),
-        "data": str(Path(arguments.data) / ITEMS),
+        "data": ITEMS.as_posix(),  # wherever the folder lies
         "questions": _questions(requests),
         "requests": len(requests),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",

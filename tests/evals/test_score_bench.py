@@ -43,3 +43,10 @@ def test_both_score_the_same_items_and_the_table_says_how_fast(
 def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ARC-Easy/test\.jsonl is not there; lay the folder out like evals/sample"):
         bench.run(arguments("--data", str(tmp_path), "--device", "cpu"))
+
+
+def test_the_table_in_the_docs_is_the_one_that_the_json_gives() -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    report = json.loads((ROOT / "docs" / "benchmarks" / "score-cpu.json").read_text(encoding="utf-8"))
+    rows = "\n".join(bench.table(report).splitlines()[2:])
+    assert f"<!-- score-cpu -->\n{rows}\n<!-- /score-cpu -->" in page

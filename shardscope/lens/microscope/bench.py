@@ -155,8 +155,9 @@ def _microscope(model: Shard, ids: torch.Tensor, job: Job) -> dict[str, Any]:
     layer, n = model.config.n_layers - 1, len(ids)
     side = min(512, n)
     queries, keys = range(n - side, n), range((n - side) // 2, (n + side) // 2)
-    core_seconds = []
+    core_seconds, peak = [], 0
     for _ in range(job.repeats):
+        reading = scores = None  # two of them at once would count twice
         start, worked = perf_counter(), process_time()
         reading = read(model, ids)
         _wait(job.device)
@@ -166,20 +167,23 @@ def _microscope(model: Shard, ids: torch.Tensor, job: Job) -> dict[str, Any]:
         drawn = perf_counter()
         scores = head_scores(reading)
         core_seconds.append(process_time() - worked)
+        peak = peak or _peak(job.device)  # of the first: later ones also hold what the allocator kept
         # Counted from the prompt: without the map, which an overview does not need.
         times["overview"].append(times["read"][-1] + perf_counter() - drawn)
         times["another_head"].append(_seconds(reading.layers[layer].pooled, 1))
         times["tile"].append(_seconds(reading.layers[layer].tile, 0, queries, keys))
         if perf_counter() - start > PATIENCE:
             break
+    assert reading is not None
+    layers = reading.layers
     return {
         "repeats": len(core_seconds),
-        "heads": len(scores),
+        "heads": len(scores or ()),
         **{name: median(values) for name, values in times.items()},
         "core_seconds": median(core_seconds),  # of pass, map and overview: what a busy machine cannot stretch as much
         "all_times": times,
-        "peak_bytes": _peak(job.device) - before,
-        "rows": _last_rows(lambda layer, queries: reading.layers[layer].tile(0, queries, range(n)), model, n),
+        "peak_bytes": peak - before,
+        "rows": _last_rows(lambda layer, queries: layers[layer].tile(0, queries, range(n)), model, n),
     }
 
 
@@ -190,7 +194,7 @@ def _transformer_lens(model: Shard, ids: torch.Tensor, job: Job) -> dict[str, An
     only: dict[str, Any] = {}
     if job.reader.endswith("patterns only"):
         only["names_filter"] = lambda name: name.endswith("hook_pattern")
-    times, n = [], len(ids)
+    times, n, peak = [], len(ids), 0
     with torch.no_grad():
         before = _held(job.device)
         bridge.run_with_cache(ids[None, :64], **only)
@@ -200,16 +204,22 @@ def _transformer_lens(model: Shard, ids: torch.Tensor, job: Job) -> dict[str, An
             _, cache = bridge.run_with_cache(ids[None], **only)
             _wait(job.device)
             times.append(perf_counter() - start)
+            peak = peak or _peak(job.device)
             if times[-1] > PATIENCE:
                 break
-        peak = _peak(job.device) - before
     assert cache is not None
     rows = _last_rows(
         lambda layer, queries: cache["pattern", layer][0, 0, queries.start : queries.stop].float().cpu().numpy(),
         model,
         n,
     )
-    return {"repeats": len(times), "seconds": median(times), "all_times": times, "peak_bytes": peak, "rows": rows}
+    return {
+        "repeats": len(times),
+        "seconds": median(times),
+        "all_times": times,
+        "peak_bytes": peak - before,
+        "rows": rows,
+    }
 
 
 def _last_rows(rows: Callable[[int, range], np.ndarray], model: Shard, n: int) -> np.ndarray:

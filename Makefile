@@ -49,7 +49,8 @@ eval: $(VENV)/.dev
 	@$(BIN)/shardscope eval
 
 test: $(VENV)/.dev browser
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not browser" --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m browser
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

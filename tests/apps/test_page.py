@@ -225,10 +225,26 @@ def saved_table(page, button: str) -> list[dict[str, str]]:
 def run_cell(page, name: str) -> dict[str, object]:
     """Run the notebook cell that the page offers for a view, as it stands, and return what it leaves behind."""
     with taken_away(page, name) as opened:
-        code = opened.locator("code").text_content()
+        code = settled_code(page, opened)
     left: dict[str, object] = {}
     exec(compile(code, name, "exec"), left)
     return left
+
+
+_codes_before: dict[object, str] = {}
+
+
+def settled_code(page, opened) -> str:
+    """The cell, once it is no longer that of the view opened before, and no longer changing: a busy page is slow."""
+    before, seen = _codes_before.get(page), ""
+    for _ in range(50):
+        code = opened.locator("code").text_content()
+        if code == seen and code != before:
+            break
+        seen = code
+        page.wait_for_timeout(200)
+    _codes_before[page] = code
+    return code
 
 
 def choose(page, box: str, option: str) -> None:

@@ -48,7 +48,7 @@ def claimed_folder(recipe: Recipe) -> Iterator[Path]:
                     f"{folder} holds a run with {key}={before!r}, this recipe says {after!r}; "
                     f"give --run_dir another folder, or delete {folder}"
                 )
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and {item.name for item in folder.iterdir()} - {LOCK, f".{RECIPE}.partial"}:
         raise ConfigError(f"{folder} is not empty and not a run ({RECIPE} is missing); give --run_dir another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)

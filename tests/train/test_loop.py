@@ -179,6 +179,13 @@ def test_two_processes_do_not_train_in_one_folder(recipe_file: Path) -> None:
     assert run(recipe_file, schedule__steps="20").status == "finished"
 
 
+def test_a_run_killed_before_its_recipe_was_written_begins_again(recipe_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in (".lock", ".recipe.json.partial"):
+        (tmp_path / "run" / name).touch()
+    assert run(recipe_file, schedule__steps="2").status == "finished"
+
+
 def test_a_folder_that_cannot_be_made_is_one_sentence(recipe_file: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"file/run: cannot be written \(.*\); give --run_dir another folder"):

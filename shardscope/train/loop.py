@@ -194,6 +194,8 @@ class Loop:
         self.readings.catch_up()
         folder = checkpoint_folder(self.recipe.folder, self.step)
         phase = phase_of(max(self.step - 1, 0), self.recipe.schedule)
+        if not (self.world.main or self.setup.sharded):
+            return folder
         weights = gathered(self.setup.model.state_dict(), keep=self.world.main)
         optimizer = gathered(self.setup.optimizer.state_dict(), keep=self.world.main)
         if self.world.main:

@@ -72,6 +72,26 @@ def trained_model(
     return model.eval()
 
 
+@pytest.fixture(scope="session")
+def random_shard_54m() -> Shard:
+    """The published architecture with seeded random weights, one for all tests: none of them changes it.
+
+    Weights as a run begins with them write one token for ever. Here heads are sharp, norms are uneven and logits are
+    as wide as a trained model's, so its text wanders, and a window of one position more changes it.
+    """
+    torch.manual_seed(0)
+    model = Shard(ShardConfig.preset("shard-54m"))
+    with torch.no_grad():
+        model.embed.W_E.mul_(5)
+        model.ln_final.w.normal_(1, 0.3)
+        for block in model.blocks:
+            block.attn.W_Q.mul_(2)
+            block.attn.W_K.mul_(2)
+            for norm in (block.ln1, block.ln2):
+                norm.w.normal_(1, 0.3)
+    return model.eval()
+
+
 @pytest.fixture
 def trained_checkpoint(tmp_path: Path, trained_model: Shard) -> Path:
     return save_checkpoint(tmp_path / "trained", trained_model)

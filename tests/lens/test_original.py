@@ -20,7 +20,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from shardscope import Shard, load
+from shardscope import Shard, ShardConfig, load
 from shardscope.cli import main
 from shardscope.lens import import_command, import_original
 from shardscope.lens.restricted import OriginalError, read_original
@@ -171,8 +171,11 @@ SPELLINGS = [
 
 @pytest.fixture
 def published(trained_model: Shard) -> dict[str, Any]:
+    return published_values(trained_model.config)
+
+
+def published_values(c: ShardConfig) -> dict[str, Any]:
     """The keys that the published config is known to have."""
-    c = trained_model.config
     return {
         **{"vocab_size": c.vocab_size, "dim": c.d_model, "n_layers": c.n_layers, "n_heads": c.n_heads},
         **{"head_dim": c.d_head, "mlp_hidden": c.d_mlp, "max_seq_len": c.n_ctx, "sliding_window": c.window},
@@ -203,6 +206,30 @@ def test_a_file_in_any_of_these_spellings_gives_back_the_weights(
     for name, weight in trained_model.state_dict().items():
         assert torch.equal(returned[name], weight), name
     assert any("blocks.0.attn." in line and "<-" in line for line in imported.report), "the mapping is reported"
+
+
+@pytest.mark.slow
+def test_a_random_shard_54m_is_read_by_a_text_of_its_own(
+    random_shard_54m: Shard, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """At the published size, through the command. The text is what the weights themselves would write with characters
+    that are a token each: to any other reading of the names it is noise."""
+    ids = [tiny_tokenizer.bos_id]
+    with torch.no_grad():
+        for _ in range(40):
+            logits = random_shard_54m(torch.tensor([ids]))[0, -1, :65]
+            logits[ids] = -torch.inf  # each character once
+            ids.append(int(logits.argmax()))
+    text = tiny_tokenizer.decode(ids[1:])
+    assert tiny_tokenizer.encode(text, bos=True) == ids
+    (tmp_path / "sample.txt").write_text(text)
+    tokenizer = tiny_tokenizer.save(tmp_path / "tokenizer.json")
+    path = saved(tmp_path / "model.pt", published_values(random_shard_54m.config), meta_llama(random_shard_54m))
+    imported = load(import_command(path, tmp_path / "new", tokenizer, tmp_path / "sample.txt"))
+    assert imported.config == random_shard_54m.config
+    returned = imported.state_dict()
+    for name, weight in random_shard_54m.state_dict().items():
+        assert torch.equal(returned[name], weight), name
 
 
 def test_gate_and_rotation_are_decided_by_the_lower_loss(

@@ -17,6 +17,7 @@ from shardscope.checkpoint import save_checkpoint
 from shardscope.lens.microscope import MicroscopeError, head_scores, read
 from shardscope.lens.microscope import export as room
 from shardscope.lens.microscope.picture import HIDDEN_PIXEL, mass_pixels, palette, pixels, png
+from shardscope.lens.microscope.reading import usable_device
 from shardscope.tokenizer import Tokenizer
 
 NASTY = (
@@ -191,6 +192,8 @@ def test_the_command_writes_the_files_and_says_which(
         (("--device", "foo"), "--device foo cannot be used here"),
         (("--device", "cuda:99"), "--device cuda:99 cannot be used here"),
         (("--device", "meta"), "--device meta cannot be used here; use cpu"),
+        (("--device", "xla"), "--device xla cannot be used here; use cpu"),
+        (("--device", "hpu"), "--device hpu cannot be used here; use cpu"),  # torch looks for a package of its own
     ],
 )
 def test_a_place_or_a_device_that_cannot_be_used_is_one_sentence(
@@ -206,6 +209,15 @@ def test_a_place_or_a_device_that_cannot_be_used_is_one_sentence(
     with pytest.raises(MicroscopeError, match=says) as error:
         room.run(arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_device_that_is_full_is_not_called_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*size: int, device: str) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(MicroscopeError, match="--device cuda:0 has no memory left; free some, or use cpu"):
+        usable_device("cuda:0")
 
 
 def test_a_prompt_file_is_read_byte_by_byte(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
@@ -13,17 +14,20 @@ from typing import get_type_hints
 
 from shardscope.config import ConfigError
 
-# What `shardscope bench` measures, and the module that knows how: `add_arguments(parser)` and `run(arguments)`.
+# What `shardscope bench` measures: the module that knows how (`add_arguments(parser)` and `run(arguments)`), the extra
+# that its peer comes with, and what it says of itself.
 BENCHES = {
-    "train": ("shardscope.train.bench", "Training: tokens a second, MFU, memory, beside transformers' model."),
-    "decode": ("shardscope.generate.bench", "Generation: tokens a second beside transformers' generate."),
-    "score": ("shardscope.evals.bench", "Scoring: ARC questions a second beside lm-eval's own --model hf."),
+    "train": ("shardscope.train.bench", "lens", "Training: tokens a second, MFU, memory, beside transformers' model."),
+    "decode": ("shardscope.generate.bench", "lens", "Generation: tokens a second beside transformers' generate."),
+    "score": ("shardscope.evals.bench", "eval", "Scoring: ARC questions a second beside lm-eval's own --model hf."),
     "attention": (
         "shardscope.lens.microscope.bench",
+        "lens",
         "Attention views of a long prompt beside TransformerLens's cache.",
     ),
     "failures": (
         "shardscope.failures.calibrate",
+        "",
         "Failure labels: false alarms on people's text, planted loops, milliseconds.",
     ),
 }
@@ -32,21 +36,13 @@ BENCHES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status. A mistake of the user's is one sentence on stderr and status 1."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # A command's own module may be missing a guest before its flags can be read.
-    extra = {"attention": "lens", "bench": "lens", "eval": "eval"}.get(words[0] if words else "", "")
-    extra = "eval" if words[:2] == ["bench", "score"] else extra
     try:
         arguments = _parser(words).parse_args(words)
-        extra = extra or arguments.extra
-        status: int = arguments.command(arguments)
+        with _guests_of(arguments.extra):
+            status: int = arguments.command(arguments)
         return status
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ImportError as error:
-        if not extra:
-            raise
-        print(f"error: this command needs more packages ({error}); pip install 'shardscope[{extra}]'", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # The reader (head, less) has gone; nothing more can be said to it.
@@ -57,6 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+@contextmanager
+def _guests_of(extra: str) -> Iterator[None]:
+    """A guest that is missing inside is one sentence with the extra that brings it."""
+    try:
+        yield
+    except ImportError as error:
+        if not extra:
+            raise
+        raise ConfigError(f"this command needs more packages ({error}); pip install 'shardscope[{extra}]'") from None
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
@@ -121,9 +128,10 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         _export,
         "Write a directory that stock transformers loads, as VaultGemma.",
         "export runs/shard-pico-anneal exported/",
+        "export exported/ --dtype bfloat16",
         extra="lens",
     )
-    export.add_argument("checkpoint", metavar="CHECKPOINT")
+    export.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT")
     export.add_argument("out", metavar="DIR")
     export.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
 
@@ -150,21 +158,21 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     )
     verify.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT")
 
-    def lend(sub: argparse.ArgumentParser, module_name: str, *command: str) -> None:
+    def lend(sub: argparse.ArgumentParser, module_name: str, extra: str, *command: str) -> None:
         """The flags of `sub` are its module's own; it is imported only for this very command."""
         if list(command) == list(words[: len(command)]):
-            module = import_module(module_name)
+            with _guests_of(extra):  # already its flags may need one
+                module = import_module(module_name)
             module.add_arguments(sub)
-            sub.set_defaults(command=module.run)
+            sub.set_defaults(command=module.run, extra=extra)
 
     attention = add(
         "attention",
         _unreachable,
         "Every head's attention over a prompt, as PNG, Parquet and one offline HTML page.",
         "attention runs/shard-pico-anneal --prompt-file story.txt --out looking/",
-        extra="lens",
     )
-    lend(attention, "shardscope.lens.microscope.export", "attention")
+    lend(attention, "shardscope.lens.microscope.export", "lens", "attention")
 
     eval_ = add(
         "eval",
@@ -173,20 +181,18 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         "eval",
         "eval runs/shard-pico-anneal --tasks shard_arith --limit 50",
         "eval --data path/to/test-sets",
-        extra="eval",
     )
-    lend(eval_, "shardscope.evals.suite", "eval")
+    lend(eval_, "shardscope.evals.suite", "eval", "eval")
 
     bench = add(
         "bench",
         _unreachable,
         "Measure speed beside a peer in the same run: a table, and JSON.",
         *(f"bench {what} --help" for what in BENCHES),
-        extra="lens",
     )
     benches = bench.add_subparsers(metavar="WHAT", required=True)
-    for what, (module_name, text) in BENCHES.items():
-        lend(benches.add_parser(what, help=text, description=text), module_name, "bench", what)
+    for what, (module_name, extra, text) in BENCHES.items():
+        lend(benches.add_parser(what, help=text, description=text), module_name, extra, "bench", what)
     return parser
 
 

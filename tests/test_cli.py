@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from shardscope import Shard, load
+from shardscope import Shard, checkpoint, load
 from shardscope.cli import main
 from shardscope.config import load_recipe
 from shardscope.generate import SamplingConfig, generate
@@ -95,6 +96,45 @@ def test_the_installed_command_says_its_mistakes_without_a_traceback(tmp_path: P
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "guest", "extra"),
+    [
+        (["bench", "score"], "lm_eval", "eval"),
+        (["bench", "decode", "--model", "shard-pico"], "transformers", "lens"),
+        (["eval"], "lm_eval", "eval"),
+        (["export", "out"], "transformers", "lens"),
+    ],
+    ids=["bench score", "bench decode", "eval", "export"],
+)
+def test_a_missing_guest_is_one_sentence_with_the_extra_that_brings_it(
+    words: list[str], guest: str, extra: str, tmp_path: Path
+) -> None:
+    """Wherever it is missed: when the command's flags are read, or only when it works."""
+    program = f"import sys; sys.modules[{guest!r}] = None; from shardscope.cli import main; sys.exit(main({words}))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: this command needs more packages"), done.stderr
+    assert guest in done.stderr
+    assert f"pip install 'shardscope[{extra}]'" in done.stderr
+
+
+def test_export_without_a_checkpoint_takes_the_newest_run_where_no_model_is_built_in(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoint, "BUILT_IN", tmp_path / "none")
+    newest = checkpoint.checkpoint_folder(tmp_path / "runs" / "mine", 3)
+    newest.parent.mkdir(parents=True)
+    tiny_checkpoint.rename(newest)
+    assert main(["export", "out"]) == 0
+    from shardscope.lens import import_pretrained
+
+    exported, ours = import_pretrained("out"), load(newest)
+    assert all(torch.equal(a, b) for a, b in zip(exported.parameters(), ours.parameters(), strict=True))
+    assert main(["export", "runs/mine"]) == 1, "a folder that holds something is never written to"
 
 
 def test_every_command_shows_examples_to_paste(capsys: pytest.CaptureFixture[str]) -> None:

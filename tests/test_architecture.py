@@ -103,7 +103,7 @@ def test_importing_the_package_brings_in_none_of_the_guests() -> None:
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
-    assert not loaded & {*GUESTS, "streamlit", "matplotlib", "altair"}
+    assert not loaded & {*GUESTS, "streamlit", "matplotlib", "altair", "triton"}
 
 
 def test_only_the_command_lines_read_argv() -> None:

@@ -11,6 +11,7 @@ is written twice, as it is and transposed, by the kernel that rounds it. SwiGLU 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -53,13 +54,24 @@ def fp8_mlp(
 
 
 @triton.jit
-def _rounded(x, largest, mantissa: tl.constexpr):
+def _rounded(x, largest, mantissa: tl.constexpr, hardware: tl.constexpr):
     """The bytes of x as an 8-bit float with that many bits of mantissa (3: e4m3, 2: e5m2), clamped, ties to even.
 
-    Done on the bits of the float32: a tile that the hardware has rounded comes out garbled when it is stored both
-    as it is and transposed (triton-lang/triton#11111, ptxas 12.9). A factor of 2^-120 or 2^-112 takes a value's
-    exponent to where the 8-bit one has its own, subnormal numbers included; what is left is to cut off the mantissa.
+    By the GPU's own instruction, or on the bits of the float32: a factor of 2^-120 or 2^-112 takes a value's exponent
+    to where the 8-bit one has its own, subnormal numbers included; what is left is to cut off the mantissa.
     """
+    if hardware and mantissa == 3:
+        return tl.inline_asm_elementwise(
+            "{ .reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, $2, $1; "
+            "cvt.rn.satfinite.e4m3x2.f32 high, $4, $3; mov.b32 $0, {low, high}; }",
+            "=r,f,f,f,f", [x], dtype=tl.uint8, is_pure=True, pack=4,
+        )  # fmt: skip
+    if hardware:
+        return tl.inline_asm_elementwise(
+            "{ .reg .b16 low, high; cvt.rn.satfinite.e5m2x2.f32 low, $2, $1; "
+            "cvt.rn.satfinite.e5m2x2.f32 high, $4, $3; mov.b32 $0, {low, high}; }",
+            "=r,f,f,f,f", [x], dtype=tl.uint8, is_pure=True, pack=4,
+        )  # fmt: skip
     dropped: tl.constexpr = 23 - mantissa
     shift: tl.constexpr = 7.52316384526264e-37 if mantissa == 3 else 1.925929944387236e-34
     magnitude = (tl.minimum(tl.abs(x), largest) * shift).to(tl.int32, bitcast=True)
@@ -68,9 +80,11 @@ def _rounded(x, largest, mantissa: tl.constexpr):
 
 
 @triton.jit
-def _store_both(x, largest, mantissa: tl.constexpr, out, out_row, turned, turned_row, row, column, inside):
+def _store_both(
+    x, largest, mantissa: tl.constexpr, hardware: tl.constexpr, out, out_row, turned, turned_row, row, column, inside
+):
     """Round a tile and write it as it is and transposed."""
-    rounded = _rounded(x, largest, mantissa)
+    rounded = _rounded(x, largest, mantissa, hardware)
     tl.store(out + row[:, None].to(tl.int64) * out_row + column[None, :], rounded, mask=inside)
     tl.store(
         turned + column[:, None].to(tl.int64) * turned_row + row[None, :], tl.trans(rounded), mask=tl.trans(inside)
@@ -80,19 +94,19 @@ def _store_both(x, largest, mantissa: tl.constexpr, out, out_row, turned, turned
 @triton.jit
 def _round_kernel(
     x_ptr, out, turned, x_row, out_row, turned_row, rows, columns, scale, largest, mantissa: tl.constexpr,
-    tile_rows: tl.constexpr, tile_columns: tl.constexpr,
+    hardware: tl.constexpr, tile_rows: tl.constexpr, tile_columns: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
     column = tl.program_id(1) * tile_columns + tl.arange(0, tile_columns)
     inside = (row[:, None] < rows) & (column[None, :] < columns)
     x = tl.load(x_ptr + row[:, None].to(tl.int64) * x_row + column[None, :], mask=inside, other=0.0).to(tl.float32)
-    _store_both(x * scale, largest, mantissa, out, out_row, turned, turned_row, row, column, inside)
+    _store_both(x * scale, largest, mantissa, hardware, out, out_row, turned, turned_row, row, column, inside)
 
 
 @triton.jit
 def _swiglu_kernel(
     pre_ptr, out, turned, rows, d_mlp, scale, largest, mantissa: tl.constexpr,
-    tile_rows: tl.constexpr, tile_columns: tl.constexpr,
+    hardware: tl.constexpr, tile_rows: tl.constexpr, tile_columns: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
     column = tl.program_id(1) * tile_columns + tl.arange(0, tile_columns)
@@ -101,13 +115,13 @@ def _swiglu_kernel(
     gate = tl.load(pre, mask=inside, other=0.0).to(tl.float32)
     linear = tl.load(pre + d_mlp, mask=inside, other=0.0).to(tl.float32)
     post = gate * tl.sigmoid(gate) * linear
-    _store_both(post * scale, largest, mantissa, out, d_mlp, turned, rows, row, column, inside)
+    _store_both(post * scale, largest, mantissa, hardware, out, d_mlp, turned, rows, row, column, inside)
 
 
 @triton.jit
 def _swiglu_gradient_kernel(
     pre_ptr, dpost_ptr, out, turned, rows, d_mlp, scale, largest, mantissa: tl.constexpr,
-    tile_rows: tl.constexpr, tile_columns: tl.constexpr,
+    hardware: tl.constexpr, tile_rows: tl.constexpr, tile_columns: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
     column = tl.program_id(1) * tile_columns + tl.arange(0, tile_columns)
@@ -120,11 +134,12 @@ def _swiglu_gradient_kernel(
     sigmoid = tl.sigmoid(gate)
     dlinear = dpost * gate * sigmoid
     dgate = dpost * linear * sigmoid * (1 + gate * (1 - sigmoid))
-    _store_both(dgate, largest, mantissa, out, 2 * d_mlp, turned, rows, row, column, inside)
+    _store_both(dgate, largest, mantissa, hardware, out, 2 * d_mlp, turned, rows, row, column, inside)
     _store_both(
         dlinear,
         largest,
         mantissa,
+        hardware,
         out + d_mlp,
         2 * d_mlp,
         turned + d_mlp.to(tl.int64) * rows,
@@ -135,7 +150,9 @@ def _swiglu_gradient_kernel(
     )
 
 
-TILE = {"tile_rows": 64, "tile_columns": 64, "num_warps": 4}
+# The interpreter has no instructions.
+HARDWARE = os.environ.get("TRITON_INTERPRET") != "1"
+TILE = {"tile_rows": 64, "tile_columns": 128, "num_warps": 8}
 
 
 def _bytes(tensor: Tensor) -> Tensor:
@@ -154,7 +171,7 @@ def round_both(
     out, turned = x.new_empty(rows, columns, dtype=dtype), x.new_empty(columns, rows, dtype=dtype)
     _round_kernel[_grid(rows, columns)](
         x, _bytes(out), _bytes(turned), x.stride(0), columns, rows, rows, columns, scale, _LARGEST[dtype],
-        _MANTISSA[dtype], **TILE,
+        _MANTISSA[dtype], HARDWARE, **TILE,
     )  # fmt: skip
     return out, turned
 
@@ -163,7 +180,7 @@ def _swiglu(pre: Tensor) -> tuple[Tensor, Tensor]:
     rows, d_mlp = pre.shape[0], pre.shape[1] // 2
     post, turned = pre.new_empty(rows, d_mlp, dtype=VALUE), pre.new_empty(d_mlp, rows, dtype=VALUE)
     _swiglu_kernel[_grid(rows, d_mlp)](
-        pre, _bytes(post), _bytes(turned), rows, d_mlp, PRODUCT, _LARGEST[VALUE], _MANTISSA[VALUE], **TILE
+        pre, _bytes(post), _bytes(turned), rows, d_mlp, PRODUCT, _LARGEST[VALUE], _MANTISSA[VALUE], HARDWARE, **TILE
     )
     return post, turned
 
@@ -172,7 +189,17 @@ def _swiglu_gradient(pre: Tensor, dpost: Tensor, scale: float) -> tuple[Tensor, 
     rows, d_mlp = dpost.shape
     dpre, turned = pre.new_empty(pre.shape, dtype=GRADIENT), pre.new_empty(2 * d_mlp, rows, dtype=GRADIENT)
     _swiglu_gradient_kernel[_grid(rows, d_mlp)](
-        pre, dpost, _bytes(dpre), _bytes(turned), rows, d_mlp, scale, _LARGEST[GRADIENT], _MANTISSA[GRADIENT], **TILE
+        pre,
+        dpost,
+        _bytes(dpre),
+        _bytes(turned),
+        rows,
+        d_mlp,
+        scale,
+        _LARGEST[GRADIENT],
+        _MANTISSA[GRADIENT],
+        HARDWARE,
+        **TILE,
     )
     return dpre, turned
 

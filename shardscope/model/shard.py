@@ -114,8 +114,8 @@ class Attention(nn.Module):
         # One product for all three: a third of the passes over x, forward and backward.
         W_QKV = torch.cat([self.W_Q, self.W_K, self.W_V])
         qkv = einsum(x, W_QKV, "batch pos d_model, head d_model d_head -> batch pos head d_head")
-        heads = len(self.W_Q)
-        q, k, v = qkv[:, :, :heads], qkv[:, :, heads : 2 * heads], qkv[:, :, 2 * heads :]
+        # Hooks may change each in place, which autograd forbids for the parts that a plain chunk gives.
+        q, k, v = torch.unsafe_chunk(qkv, 3, dim=2)
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
         return self.hook_rot_q(self.rotary(q, first)), self.hook_rot_k(self.rotary(k, first)), v
 

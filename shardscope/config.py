@@ -252,6 +252,11 @@ class TrainConfig:
         "auto", help="arithmetic of the matmuls; auto: bfloat16 on CUDA"
     )
     compile: Literal["auto", "on", "off"] = choice("auto", help="torch.compile; auto: on CUDA")
+    cuda_graphs: bool = choice(
+        True,
+        help="replay forward and backward as a CUDA graph, on one compiled GPU; false saves the memory that an "
+        "evaluation cannot share with it",
+    )
     parallel: Literal["ddp", "fsdp"] = choice(
         "ddp",
         help="several processes: ddp, each holds all weights; fsdp, each holds a share of weights, gradients and "

@@ -37,6 +37,7 @@ from shardscope.model.hooks import HookPoint
 from shardscope.model.kernels import fp8
 from shardscope.train.distributed import pick_device
 from shardscope.train.flops import datasheet_flops, flops_per_token
+from shardscope.train.graphed import PLAIN, Gradients
 from shardscope.train.muon import ShardOptimizer
 from shardscope.train.objective import Objective
 
@@ -279,10 +280,11 @@ def measure(
         torch.cuda.reset_peak_memory_stats(device)
     make_step = _peer_step if variant.peer else _shard_step
     step = make_step(variant, config, seq_len, tokens, device)
-    with noise(config.vocab_size, batch, seq_len, steps + 5, device) as batches:
+    with noise(config.vocab_size, batch, seq_len, steps + PLAIN + 3, device) as batches:
         following = iter(batches)
         compile_seconds = timed(lambda: step(next(following)), device)
-        for _ in range(3):
+        # Three more with which shapes become graphs, and one to capture them.
+        for _ in range(PLAIN + 1):
             step(next(following))
         seconds, waiting = [], step(next(following)).clone()
         for _ in range(steps):
@@ -339,15 +341,14 @@ def _shard_step(
 def shard_step(model: Shard, recipe: Recipe) -> Callable[[Batch], Tensor]:
     """The trainer's step: a batch in, [loss, gradient norm] out, still on the device."""
     objective, optimizer = Objective(model, recipe, BOS), ShardOptimizer(model, recipe.optimizer)
+    gradients = Gradients(objective, model, graphs=objective.graphs)
 
     def step(batch: Batch) -> Tensor:
         window = batch.tokens.to(model.device, non_blocking=True)
         parts = window.split(recipe.train.micro_batch or len(window))
         total = torch.zeros((), device=model.device)
         for part in parts:
-            loss, _ = objective(part)
-            (loss / len(parts)).backward()
-            total += loss.detach() / len(parts)
+            total += gradients(part, 1 / len(parts))["loss"] / len(parts)
         norm = optimizer.step(1.0, total)
         optimizer.zero_grad()
         return torch.stack([total, norm])

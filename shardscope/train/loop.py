@@ -123,9 +123,8 @@ class Loop:
                 return False
             share, last = len(part) / len(window), number == len(parts)
             with nullcontext() if last else self.world.without_averaging(self.setup.objective):
-                loss, found = self.setup.objective(part)
-                (loss * share).backward()
-            for name, value in {"loss": loss.detach(), **found}.items():
+                found = self.setup.gradients(part, share)
+            for name, value in found.items():
                 totals[name] = totals.get(name, 0) + value * share
         factor = lr_factor(self.step, self.recipe.schedule)
         # Averaged, because every process has to come to the same verdict on the step.

@@ -29,6 +29,7 @@ class Objective(nn.Module):
         wanted = recipe.train.dtype
         self.bfloat16_matmuls = wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda")
         compiled = recipe.train.compile == "on" or (recipe.train.compile == "auto" and device.type == "cuda")
+        self.graphs = compiled and device.type == "cuda" and recipe.train.cuda_graphs
         for module in model.modules():
             if isinstance(module, MLP):
                 module.fp8 = recipe.train.fp8 and fp8.available(device)

@@ -15,6 +15,7 @@ from shardscope.data import Prepared, prepare, sample_documents
 from shardscope.model import Shard
 from shardscope.tokenizer import Tokenizer
 from shardscope.train.distributed import World
+from shardscope.train.graphed import Gradients
 from shardscope.train.metrics import rewind
 from shardscope.train.muon import ShardOptimizer
 from shardscope.train.objective import Objective
@@ -31,6 +32,7 @@ class Setup:
     model: Shard
     objective_module: Objective
     objective: nn.Module  # the same, with gradients averaged over the world
+    gradients: Gradients
     sharded: bool  # each rank holds a share of the weights
     optimizer: ShardOptimizer
     step: int = 0
@@ -106,6 +108,7 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
         # What a killed run logged after its last checkpoint, or before its first, is logged again.
         rewind(recipe.folder, state.step if state and resume else None)
     tokens = recipe.train.batch_size * recipe.data.seq_len
+    averaging = objective if sharded else world.wrap(objective)
     return Setup(
         recipe=recipe,
         world=world,
@@ -113,7 +116,8 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
         data=data,
         model=model,
         objective_module=objective,
-        objective=objective if sharded else world.wrap(objective),
+        objective=averaging,
+        gradients=Gradients(averaging, model, graphs=objective.graphs and world.size == 1),
         sharded=sharded,
         optimizer=optimizer,
         step=state.step if state and resume else 0,

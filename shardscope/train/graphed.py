@@ -1,0 +1,80 @@
+"""Gradients of a micro-batch, replayed as a CUDA graph once its shape has been seen a few times.
+
+Forward and backward of a small model start more than a thousand kernels, which takes Python longer than the GPU
+needs to run them. A graph starts them all at once, on the same memory; nothing is computed otherwise. Where somebody
+watches a hook point, or several processes average gradients, every step is run plainly.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from shardscope.model import Shard
+
+PLAIN = 3  # calls of one shape before it is captured: compiling is over by then
+
+Metrics = dict[str, Float[Tensor, ""]]
+
+
+class Gradients:
+    """`gradients(window, share)` adds `share` times the objective's gradient to every parameter's.
+
+    Returns the loss and the objective's metrics, detached; these are not scaled.
+    """
+
+    def __init__(self, objective: nn.Module, model: Shard, graphs: bool) -> None:
+        """`graphs`: whether shapes may be captured; only for one process on CUDA."""
+        self.objective, self.model, self.graphs = objective, model, graphs
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.seen: Counter[tuple[torch.Size, float]] = Counter()
+        self.captured: dict[tuple[torch.Size, float], _Captured] = {}
+        self.buffers: list[Tensor] = []
+
+    def __call__(self, window: Int[Tensor, "batch window"], share: float = 1.0) -> Metrics:
+        if not self.graphs or any(point.watched for point in self.model.hook_dict.values()):
+            return self.plain(window, share)
+        key = (window.shape, share)
+        self.seen[key] += 1
+        if self.seen[key] <= PLAIN:
+            return self.plain(window, share)
+        self._lay_out_gradients()
+        if key not in self.captured:
+            self.captured[key] = _Captured(self, window, share)
+        return self.captured[key](window)
+
+    def plain(self, window: Int[Tensor, "batch window"], share: float) -> Metrics:
+        loss, metrics = self.objective(window)
+        (loss * share).backward()
+        return {"loss": loss.detach(), **metrics}
+
+    def _lay_out_gradients(self) -> None:
+        """Every gradient where the graphs add to it: zero where there was none, else what was there."""
+        if not self.buffers:
+            self.buffers = [torch.zeros_like(parameter) for parameter in self.parameters]
+        fresh = []
+        for parameter, buffer in zip(self.parameters, self.buffers, strict=True):
+            if parameter.grad is None:
+                fresh.append(buffer)
+            elif parameter.grad is not buffer:
+                buffer.copy_(parameter.grad)
+            parameter.grad = buffer
+        if fresh:
+            torch._foreach_zero_(fresh)
+
+
+class _Captured:
+    def __init__(self, gradients: Gradients, window: Int[Tensor, "batch window"], share: float) -> None:
+        self.window = window.clone()
+        self.graph = torch.cuda.CUDAGraph()
+        # The thread that fetches the next batch may reserve memory meanwhile.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.metrics = gradients.plain(self.window, share)
+
+    def __call__(self, window: Int[Tensor, "batch window"]) -> Metrics:
+        self.window.copy_(window)
+        self.graph.replay()
+        return {name: value.clone() for name, value in self.metrics.items()}

@@ -66,9 +66,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", metavar="PATH", help="its weights go on with a story (default: random weights of --model)"
     )
     parser.add_argument("--model", default="shard-54m", choices=tuple(PRESETS), help="default shard-54m")
-    parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N", help="sequences at once (default 1)")
-    parser.add_argument("--prompt", type=int, default=32, metavar="N", help="tokens of each prompt (default 32)")
-    parser.add_argument("--new", type=int, default=128, metavar="N", help="tokens to generate (default 128)")
+    parser.add_argument(
+        "--batch",
+        nargs="+",
+        type=int,
+        default=[1],
+        metavar="N",
+        help="sequences at once (default 1); where several numbers are given, --prompt and --new may have as many",
+    )
+    parser.add_argument(
+        "--prompt", nargs="+", type=int, default=[32], metavar="N", help="tokens of each prompt (default 32)"
+    )
+    parser.add_argument(
+        "--new", nargs="+", type=int, default=[128], metavar="N", help="tokens to generate (default 128)"
+    )
     parser.add_argument("--runs", type=int, default=5, help="measured runs of each (default 5)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: float32 on a CPU, else bfloat16")
@@ -77,20 +88,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON. Raises ConfigError for sizes that do not fit."""
+    cases = _cases(arguments)
     device = torch.device(arguments.device)
     dtype = DTYPES[arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")]
     with TemporaryDirectory() as scratch:
         checkpoint = arguments.checkpoint or random_checkpoint(PRESETS[arguments.model], Path(scratch) / "random")
         model = load(checkpoint, device, dtype)
-        if arguments.prompt + arguments.new > model.config.n_ctx:
+        if any(prompt + new > model.config.n_ctx for _, prompt, new in cases):
             raise ConfigError(f"--prompt and --new together exceed the model's context of {model.config.n_ctx}")
         peer = exported(checkpoint, Path(scratch) / "exported", device, dtype)
     bandwidth = memory_bandwidth(device)
     rows: list[Measured] = []
-    for batch in arguments.batch:
-        rows += compare(model, peer, batch, arguments.prompt, arguments.new, arguments.runs, bandwidth)
+    for batch, prompt, new in cases:
+        rows += compare(model, peer, batch, prompt, new, arguments.runs, bandwidth)
     report = {
-        "command": "shardscope bench decode",
+        "command": _command(arguments),
         "model": str(arguments.checkpoint or arguments.model),
         "parameters": model.n_params,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
@@ -106,6 +118,27 @@ def run(arguments: argparse.Namespace) -> int:
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _cases(arguments: argparse.Namespace) -> list[tuple[int, int, int]]:
+    """(batch, prompt, new) of each comparison; a number given once holds for all."""
+    lists = [arguments.batch, arguments.prompt, arguments.new]
+    many = max(map(len, lists))
+    if any(len(numbers) not in (1, many) for numbers in lists):
+        raise ConfigError("--batch, --prompt and --new: give one number, or as many as the longest of them has")
+    if min(map(min, lists)) < 1:
+        raise ConfigError("--batch, --prompt and --new: each number must be at least 1")
+    return list(zip(*(numbers * (many // len(numbers)) for numbers in lists), strict=True))
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command line that asks for this."""
+    words = ["shardscope", "bench", "decode"]
+    for name in ("checkpoint", "model", "batch", "prompt", "new", "runs", "dtype", "out"):
+        value = getattr(arguments, name)
+        if value and not (name == "model" and arguments.checkpoint):
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return " ".join(words)
 
 
 def random_checkpoint(config: ShardConfig, folder: Path) -> Path:
@@ -224,11 +257,15 @@ def table(report: dict[str, Any]) -> str:
         "| decoder | batch | prompt + new | tokens/s | spread | against peer | same tokens | MB/token | bandwidth |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    base = {row["batch"]: row["tokens_per_second"] for row in report["rows"] if row["decoder"] == PEER}
+
+    def case(row: dict[str, Any]) -> tuple[int, int, int]:
+        return row["batch"], row["prompt"], row["new"]
+
+    base = {case(row): row["tokens_per_second"] for row in report["rows"] if row["decoder"] == PEER}
     for row in report["rows"]:
         lines.append(
             f"| {row['decoder']} | {row['batch']} | {row['prompt']} + {row['new']} | {row['tokens_per_second']:,.1f} "
-            f"| ±{row['spread']:.0%} | {row['tokens_per_second'] / base[row['batch']]:.2f}× | {row['same_tokens']:.1%} "
+            f"| ±{row['spread']:.0%} | {row['tokens_per_second'] / base[case(row)]:.2f}× | {row['same_tokens']:.1%} "
             f"| {row['bytes_per_token'] / 1e6:.1f} | {row['share_of_bandwidth']:.0%} |"
         )
     return "\n".join(lines)

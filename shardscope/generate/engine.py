@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from shardscope.config import ConfigError
 from shardscope.generate.forward import Decoder, Packed, is_watched
-from shardscope.generate.graphs import STEPS, GraphSteps
+from shardscope.generate.graphs import STEPS, greedy_steps
 from shardscope.generate.lookup import MOST, Guesser
 from shardscope.generate.sampling import Sampler, SamplingConfig
 from shardscope.generate.text import TextStream
@@ -254,13 +255,11 @@ def _graphable(model: Shard, config: SamplingConfig) -> bool:
 
 def _in_graphs(decoder: Decoder, alive: list[_Sequence], logits: Tensor) -> Iterator[TokenEvent]:
     likeliest, first = logits.max(dim=-1)
-    ids, logprobs = [first.tolist()], [(likeliest - logits.logsumexp(dim=-1)).tolist()]
-    steps = GraphSteps(decoder, first)
-    while True:
-        for step_ids, step_logprobs in zip(ids, logprobs, strict=True):
-            for sequence, id, logprob in zip(alive, step_ids, step_logprobs, strict=True):
-                if sequence.stop_reason is None:
-                    yield sequence.take(id, logprob)
+    found = (first.tolist(), (likeliest - logits.logsumexp(dim=-1)).tolist())
+    limit = max(min(sequence.room, sequence.config.max_new_tokens) for sequence in alive) - 1
+    for ids, logprobs in chain([found], greedy_steps(decoder, first, limit)):
+        for sequence, id, logprob in zip(alive, ids, logprobs, strict=True):
+            if sequence.stop_reason is None:
+                yield sequence.take(id, logprob)
         if all(sequence.stop_reason is not None for sequence in alive):
             return
-        ids, logprobs = steps.run()

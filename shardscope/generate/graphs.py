@@ -1,67 +1,113 @@
-"""Greedy decoding as one CUDA graph: a step's 200 kernels are started once, by the GPU, not one by one from Python.
+"""Greedy decoding as one CUDA graph: a step's kernels are started once, by the GPU, not one by one from Python.
 
 A graph replays the same kernels on the same memory, so nothing in a step depends on the host: every row writes to the
-slot of its own length, looks at all slots under a mask, and takes its next token from its own logits. Tokens are read
-back every `STEPS` steps; what was written past a stop text is thrown away.
+slot of its own length, looks at all that it holds, and takes its next token from its own logits. The host reads tokens
+`STEPS` steps at a time, while the device is already at the next ones; what was written past a row's end is thrown away.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from shardscope.generate.forward import Decoder, PackedBlock, rotary_angles, rotate
+from shardscope.generate.cache import LayerCache
+from shardscope.generate.forward import Decoder, Packed, PackedBlock, rotary_angles, rotate
+from shardscope.generate.fused import FusedStep
+from shardscope.model.kernels import decode
 
 STEPS = 16
 
 
-class GraphSteps:
-    """Steps of a prefilled decoder, all rows at once, each row greedy. The decoder must not be used beside it."""
+def greedy_steps(decoder: Decoder, first: Int[Tensor, "batch"], limit: int) -> Iterator[tuple[list[int], list[float]]]:
+    """The next tokens of a prefilled decoder's rows and their log-probabilities, step by step, `limit` times at most.
 
-    def __init__(self, decoder: Decoder, first: Int[Tensor, "batch"]) -> None:
-        """`first`: the token that each row appends first."""
-        self.packed, self.layers = decoder.packed, decoder.cache.layers
-        device = decoder.cache.device
+    `first`: the token that each row appends first. The decoder must not be used beside it.
+    """
+    device = decoder.cache.device
+    make = FusedStep if decode.usable(decoder.model.config, device) else PlainStep
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        length = torch.tensor(decoder.cache.lengths, dtype=torch.int32, device=device)
+        step = make(decoder.packed, decoder.cache.layers, first, length, record=2 * STEPS)
+        replay = _captured(step) if device.type == "cuda" else step
+        # Blocks of steps that were started and not read yet: one, or two while the host reads the older.
+        started = [_Block(step, replay, 0)]
+        for block in range(1, -(-limit // STEPS) + 1):
+            if block * STEPS < limit:
+                started.append(_Block(step, replay, block))
+            yield from started.pop(0).read()
+
+
+class _Block:
+    """`STEPS` steps, started at once; their tokens are on the way to the host."""
+
+    def __init__(self, step: FusedStep | PlainStep, replay: Callable[[], None], number: int) -> None:
+        half = slice((number % 2) * STEPS, (number % 2 + 1) * STEPS)
+        with torch.inference_mode():
+            for _ in range(STEPS):
+                replay()
+            on_cuda = step.tokens.is_cuda
+            self.arrived = torch.cuda.Event() if on_cuda else None
+            self.copies = [
+                torch.empty(r[half].shape, dtype=r.dtype, pin_memory=on_cuda).copy_(r[half], non_blocking=True)
+                for r in (step.tokens, step.logprobs)
+            ]
+            if self.arrived is not None:
+                self.arrived.record()
+
+    def read(self) -> Iterator[tuple[list[int], list[float]]]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        tokens, logprobs = (copy.tolist() for copy in self.copies)
+        yield from zip(tokens, logprobs, strict=True)
+
+
+def _captured(step: FusedStep | PlainStep) -> Callable[[], None]:
+    # A first run outside the capture lets the libraries set themselves up; what it changes is put back.
+    before = [tensor.clone() for tensor in step.state]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.inference_mode(), torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode(), torch.cuda.graph(graph):
+        step()
+    for tensor, value in zip(step.state, before, strict=True):
+        tensor.copy_(value)
+    return graph.replay
+
+
+class PlainStep:
+    """The step in plain PyTorch: what `FusedStep` must equal, and what runs where its kernels do not.
+
+    Appends a token to every row and leaves the next one in its place, and in the record. `state` is what a step changes
+    beside the caches and the record.
+    """
+
+    def __init__(
+        self,
+        packed: Packed,
+        layers: list[LayerCache],
+        first: Int[Tensor, "batch"],
+        length: Int[Tensor, "batch"],
+        record: int,
+    ) -> None:
+        device = first.device
+        self.packed, self.layers = packed, layers
         self.rows = torch.arange(len(first), device=device)
-        self.slots = {layer.keys.shape[2]: torch.arange(layer.keys.shape[2], device=device) for layer in self.layers}
-        self.token = first.clone()
-        self.length = torch.tensor(decoder.cache.lengths, device=device)
+        self.slots = {layer.keys.shape[2]: torch.arange(layer.keys.shape[2], device=device) for layer in layers}
+        self.token, self.length = first.clone(), length
         self.at = torch.zeros(1, dtype=torch.long, device=device)
-        self.tokens = torch.zeros(STEPS, len(first), dtype=torch.long, device=device)
-        self.logprobs = torch.zeros(STEPS, len(first), device=device)
-        self.graph = self._captured() if device.type == "cuda" else None
+        self.tokens = torch.zeros(record, len(first), dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(record, len(first), device=device)
+        self.state = (self.token, self.length, self.at)
 
-    @torch.inference_mode()
-    def run(self) -> tuple[list[list[int]], list[list[float]]]:
-        """The next `STEPS` tokens of all rows and their log-probabilities, step by step."""
-        self.at.zero_()
-        for _ in range(STEPS):
-            if self.graph is not None:
-                self.graph.replay()
-            else:
-                self._step()
-        return self.tokens.tolist(), self.logprobs.tolist()
-
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        # A first run outside the capture lets the libraries set themselves up; what it changes is put back.
-        state = (self.token, self.length, self.at)
-        before = [tensor.clone() for tensor in state]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.inference_mode(), torch.cuda.stream(stream):
-            self._step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.graph(graph):
-            self._step()
-        for tensor, value in zip(state, before, strict=True):
-            tensor.copy_(value)
-        return graph
-
-    def _step(self) -> None:
-        """Append `token` to every row; leave the next one, and its log-probability, in its place and in the record."""
+    def __call__(self) -> None:
         packed = self.packed
         x = F.embedding(self.token, packed.embedding)
         angles = rotary_angles(packed.rotary, self.length[:, None])
@@ -77,7 +123,7 @@ class GraphSteps:
         self.logprobs.index_copy_(0, self.at, (likeliest - logits.logsumexp(dim=-1))[None])
         self.token.copy_(token)
         self.length += 1
-        self.at += 1
+        self.at.add_(1).remainder_(len(self.tokens))
 
     def _block(
         self,

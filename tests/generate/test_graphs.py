@@ -7,7 +7,7 @@ import torch
 
 from shardscope import Shard
 from shardscope.generate import Decoder, SamplingConfig, engine, generate
-from shardscope.generate.graphs import STEPS, GraphSteps
+from shardscope.generate.graphs import STEPS, greedy_steps
 from shardscope.tokenizer import Tokenizer
 
 PROMPTS = [list(range(1, length + 1)) for length in (3, 19, 1, 8)]
@@ -18,12 +18,11 @@ def test_its_steps_give_the_tokens_and_log_probabilities_of_the_ordinary_path(ti
     expected = generate(tiny_model, PROMPTS, config)
     decoder = Decoder(tiny_model, len(PROMPTS), 64)
     first = decoder.prefill(PROMPTS).argmax(dim=-1)
-    steps = GraphSteps(decoder, first)
     ids, logprobs = [first.tolist()], []
-    for _ in range(2):
-        more, their_logprobs = steps.run()
-        ids += more
-        logprobs += their_logprobs
+    for more, their_logprobs in greedy_steps(decoder, first, 2 * STEPS):
+        ids.append(more)
+        logprobs.append(their_logprobs)
+    assert len(logprobs) == 2 * STEPS
     for row, generation in enumerate(expected):
         assert [step[row] for step in ids] == list(generation.ids)
         assert [step[row] for step in logprobs] == pytest.approx(generation.logprobs[1:], abs=1e-5)

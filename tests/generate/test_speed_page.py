@@ -10,7 +10,7 @@ from shardscope.generate.bench import table
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("name", ["decode-cpu", "decode-cpu-nano"])
+@pytest.mark.parametrize("name", ["decode-cpu", "decode-cpu-nano", "decode-h200"])
 def test_the_table_in_the_docs_is_the_one_that_the_json_gives(name: str) -> None:
     page = (DOCS / "evaluation.md").read_text(encoding="utf-8")
     report = json.loads((DOCS / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ VENV ?= .venv
 SERVE ?= 1
 PORT ?= 8501
 TORCH_INDEX ?=
+TRITON ?= 3.6.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
@@ -30,6 +31,8 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.demo
 	@$(PIP) --editable '.[all]' --group dev
+	@# GPU builds of PyTorch bring their Triton; with a CPU build the tests run our kernels in its interpreter, where it exists.
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) triton==$(TRITON) || echo "No Triton for this machine: kernel tests will be skipped."
 	@touch $@
 
 # The explorer opens on the built-in model at once; the small model that is trained meanwhile appears in its list.

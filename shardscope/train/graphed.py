@@ -7,6 +7,7 @@ watches a hook point, or several processes average gradients, every step is run 
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 
 import torch
@@ -43,7 +44,13 @@ class Gradients:
             return self.plain(window, share)
         self._lay_out_gradients()
         if key not in self.captured:
-            self.captured[key] = _Captured(self, window, share)
+            try:
+                self.captured[key] = _Captured(self, window, share)
+            except RuntimeError as error:  # memory, or an operation that cannot be captured
+                reason = str(error).partition("\n")[0]
+                warnings.warn(f"no CUDA graph of this step, it goes on without: {reason}", stacklevel=2)
+                self.graphs = False
+                return self.plain(window, share)
         return self.captured[key](window)
 
     def plain(self, window: Int[Tensor, "batch window"], share: float) -> Metrics:

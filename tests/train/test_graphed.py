@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from shardscope import Shard
 from shardscope.config import PRESETS, ShardConfig
+from shardscope.train import graphed
 from shardscope.train.bench import BOS, Variant, language, recipe_of
 from shardscope.train.graphed import PLAIN, Gradients
 from shardscope.train.objective import Objective
@@ -42,29 +44,64 @@ def test_shares_of_two_micro_batches_add_up_to_the_gradient_of_both() -> None:
         torch.testing.assert_close(one.grad, other.grad)
 
 
+class Replay:
+    """Stands for a captured graph: computes anew, into the gradients that it was captured with."""
+
+    def __init__(self, gradients: Gradients, window: Tensor, share: float) -> None:
+        self.gradients, self.share = gradients, share
+        self.places = [parameter.grad for parameter in gradients.parameters]
+
+    def __call__(self, window: Tensor) -> dict[str, Tensor]:
+        assert all(p.grad is place for p, place in zip(self.gradients.parameters, self.places, strict=True))
+        return self.gradients.plain(window, self.share)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["captured", "no memory"])
+def test_gradients_add_up_in_one_place_whoever_clears_them(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(graphed, "_Captured", full if fails else Replay)
+    torch.manual_seed(0)
+    plain = Shard(SMALL)
+    other = copy.deepcopy(plain)
+    ways = [gradients_of(plain, 4, 32), gradients_of(other, 4, 32)]
+    ways[1].graphs = True
+    with pytest.warns(UserWarning, match="out of memory") if fails else nullcontext():
+        for step, window in enumerate(windows(SMALL, PLAIN + 3, 4, 32)):
+            for way in ways:
+                for part in window.split(2):
+                    way(part, 0.5)
+            for one, two in zip(plain.parameters(), other.parameters(), strict=True):
+                torch.testing.assert_close(one.grad, two.grad)
+                one.grad = None
+                two.grad = None if step % 2 else torch.zeros_like(two)
+    assert bool(ways[1].captured) is not fails
+
+
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_cuda)])
 def test_a_replayed_graph_gives_the_losses_and_gradients_of_plain_steps(device: str) -> None:
     config = PRESETS["shard-nano"]
     torch.manual_seed(0)
     plain = Shard(config).to(device)
-    graphed = copy.deepcopy(plain)
-    ways = {"plain": gradients_of(plain, 4, 512), "graphed": gradients_of(graphed, 4, 512)}
+    other = copy.deepcopy(plain)
+    ways = {"plain": gradients_of(plain, 4, 512), "graphed": gradients_of(other, 4, 512)}
     ways["plain"].graphs = False
     for step, window in enumerate(windows(config, PLAIN + 3, 4, 512)):
         losses = {
             name: [way(part.to(device), 0.5)["loss"].item() for part in window.split(2)] for name, way in ways.items()
         }
         assert losses["graphed"] == pytest.approx(losses["plain"], rel=1e-4)
-        for one, other in zip(plain.parameters(), graphed.parameters(), strict=True):
+        for one, two in zip(plain.parameters(), other.parameters(), strict=True):
             assert one.grad is not None
-            assert other.grad is not None
-            assert (one.grad - other.grad).norm() < 1e-2 * one.grad.norm()
+            assert two.grad is not None
+            assert (one.grad - two.grad).norm() < 1e-2 * one.grad.norm()
             with torch.no_grad():
-                for weight in (one, other):
+                for weight in (one, two):
                     weight -= 0.01 * one.grad
             # As the optimizer leaves them, and as somebody does who keeps the tensors.
             one.grad = None
-            other.grad = None if step % 2 else torch.zeros_like(other)
+            two.grad = None if step % 2 else torch.zeros_like(two)
     assert len(ways["graphed"].captured) == 1
 
 

@@ -122,10 +122,13 @@ class WeightsAndBiases:
     def __init__(self, recipe: Recipe) -> None:
         import wandb
 
-        self.run = wandb.init(
-            project="shardscope", name=recipe.name, id=recipe.name, resume="allow", config=recipe.to_dict(),
-            dir=str(recipe.folder),
-        )  # fmt: skip
+        try:
+            self.run = wandb.init(
+                project="shardscope", name=recipe.name, id=recipe.name, resume="allow", config=recipe.to_dict(),
+                dir=str(recipe.folder),
+            )  # fmt: skip
+        except wandb.Error as error:
+            raise ConfigError(f"train.loggers names 'wandb', which says: {error} Or set WANDB_MODE=offline.") from None
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
         self.run.log(dict(scalars), step=step)

@@ -6,10 +6,13 @@ import random
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -324,6 +327,48 @@ def test_tensorboard_gets_the_numbers_of_metrics_jsonl(recipe_file: Path, tmp_pa
     shown = {event.step: event.value for event in events.Scalars("train/loss")}
     assert shown == pytest.approx(losses(tmp_path / "run"), rel=1e-6)
     assert "eval/all/bits_per_byte" in events.Tags()["scalars"]
+
+
+def test_weights_and_biases_gets_the_numbers_of_metrics_jsonl(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run(recipe_file, train__loggers="['wandb']")
+    (log,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
+    shown = {line["_step"]: line["train/loss"] for line in wandb_history(log) if "train/loss" in line}
+    assert shown == pytest.approx(losses(tmp_path / "run"), rel=1e-6)
+
+
+def wandb_history(log: Path) -> Iterator[dict[str, Any]]:
+    """What W&B's file holds: blocks of 32 KiB with records of LevelDB's log format, in them W&B's own messages."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, parts = log.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # the rest of a block that holds no header
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = wandb_internal_pb2.Record.FromString(parts)
+            yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            parts = b""
+
+
+def test_weights_and_biases_without_a_login_is_one_sentence(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("wandb").teardown()  # it would remember how it was called before
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"No API key configured.*Or set WANDB_MODE=offline"):
+        run(recipe_file, train__loggers="['wandb']")
 
 
 def test_micro_batches_add_up_to_the_batch(recipe_file: Path, tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from shardscope.model.kernels.triton_or_none import HAS_TRITON, gdc_launch_depen
 Rows = Float[Tensor, "batch d_model"]
 
 
-
 @triton.jit
 def _after_the_last_kernel(chained: tl.constexpr):
     """What is read from here on may have been written by the kernel before; the one after may begin to fetch."""

@@ -41,7 +41,8 @@ class World:
         if place.type == "cuda":
             torch.cuda.set_device(place)
         if size > 1:
-            dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
+            backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=PATIENCE)
         return cls(rank, size, place)
 
     def __enter__(self) -> World:
@@ -99,7 +100,7 @@ class World:
         """True everywhere if it is true anywhere: all processes have to stop at the same step."""
         if self.size == 1:
             return flag
-        flags = torch.tensor(float(flag), device=self.device)
+        flags = torch.tensor(float(flag))  # on the host: nobody waits for a GPU to hear of it
         dist.all_reduce(flags)
         return bool(flags.item())
 

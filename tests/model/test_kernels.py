@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from shardscope.model.kernels import fp8
 
 # In a process of its own: the interpreter is chosen by an environment variable when Triton is imported.
 PREPARE = """
@@ -92,6 +95,22 @@ torch.testing.assert_close(logits, plain, atol=1e-5, rtol=1e-4)
 )
 def test_a_kernel_computes_what_plain_pytorch_does(claim: str) -> None:
     interpreted(claim)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and fp8.available(torch.device("cuda"))),
+    reason="needs a GPU that multiplies 8-bit floats",
+)
+@pytest.mark.parametrize("dtype", [fp8.VALUE, fp8.GRADIENT])
+def test_the_gpu_rounds_to_8_bits_as_the_bits_say(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(300, 520, device="cuda") * torch.logspace(-9, 6, 520, device="cuda")
+    found = {}
+    for hardware in (False, True):
+        monkeypatch.setattr(fp8, "HARDWARE", hardware)
+        found[hardware] = fp8.round_both(x.bfloat16(), 8.0, dtype)
+    for bits, instruction in zip(found[False], found[True], strict=True):
+        assert torch.equal(bits.float(), instruction.float())
 
 
 def interpreted(claim: str) -> None:

@@ -176,7 +176,12 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 
 def read_config(folder: Path) -> ShardConfig:
-    return ShardConfig.from_dict(read_notes(folder)["model"])
+    """The architecture in config.json. Raises CheckpointError when it is not a Shard's, or not a possible one."""
+    values = read_notes(folder)["model"]
+    try:
+        return ShardConfig.from_dict(values)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
 
 
 def read_notes(folder: Path) -> dict[str, Any]:

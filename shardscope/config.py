@@ -37,6 +37,16 @@ def _require(condition: bool, message: str) -> None:
 
 # --------------------------------------------------------------------------------------------- the model
 
+# The largest of each size, and why. A config may come from a stranger: one that no machine could hold is refused
+# before memory is asked for, or a million blocks are built.
+_LARGEST: dict[str, tuple[int, str]] = {
+    "vocab_size": (2**16, "token shards hold 16-bit ids"),
+    "n_ctx": (2**20, "the table of rotary angles has a row for each position"),
+    "n_layers": (2**10, "no Shard is that deep"),
+    **dict.fromkeys(("d_model", "n_heads", "d_head", "d_mlp"), (2**16, "no Shard is that wide")),
+    "window": (2**20, "no layer sees past the context"),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardConfig:
@@ -58,12 +68,13 @@ class ShardConfig:
     logit_cap: float = choice(30.0, help="logits are cap * tanh(logits / cap)")
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_ctx", "d_model", "n_layers", "n_heads", "d_head", "d_mlp", "window"):
+        for name, (largest, why) in _LARGEST.items():
             value = getattr(self, name)
             _require(
                 isinstance(value, int) and not isinstance(value, bool) and value >= 1,
                 f"model.{name}={value!r} is not a positive whole number",
             )
+            _require(value <= largest, f"model.{name}={value} is above {largest}; {why}")
         for name in ("rope_base", "norm_eps", "logit_cap"):
             _require(getattr(self, name) > 0, f"model.{name}={getattr(self, name)!r} must be above 0")
         unknown = sorted(set(self.layer_pattern) - set(_KIND_BY_LETTER))
@@ -73,10 +84,6 @@ class ShardConfig:
             "use S (sliding) and G (global), as in 'SG'",
         )
         _require(self.d_head % 2 == 0, f"model.d_head={self.d_head} is odd; RoPE rotates pairs, so use an even width")
-        _require(
-            self.vocab_size <= 2**16,
-            f"model.vocab_size={self.vocab_size} is above 65536; token shards hold 16-bit ids",
-        )
         _require(
             self.window <= self.n_ctx,
             f"model.window={self.window} is longer than model.n_ctx={self.n_ctx}; no layer sees past the context",

@@ -48,6 +48,22 @@ def test_the_files_are_ones_that_any_tool_reads(tiny_checkpoint: Path) -> None:
     assert Backend.from_file(str(tiny_checkpoint / "tokenizer.json")).get_vocab_size() <= 300
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("n_ctx", 10**12), ("n_layers", 10**6), ("d_mlp", 10**15), ("n_heads", -1), ("depth", 3)]
+)
+def test_a_strangers_config_that_no_machine_could_hold_is_one_sentence_with_its_file(
+    tiny_checkpoint: Path, key: str, value: int
+) -> None:
+    """Before memory is asked for, or a block is built."""
+    config = tiny_checkpoint / "config.json"
+    notes = json.loads(config.read_text())
+    config.write_text(json.dumps({**notes, "model": {**notes["model"], key: value}}))
+    for read in (load, describe):
+        with pytest.raises(CheckpointError, match=rf"config\.json: .*model\.{key}") as error:
+            read(tiny_checkpoint)
+        assert "\n" not in str(error.value)
+
+
 def test_training_state_comes_back_as_it_was(tmp_path: Path, tiny_model: Shard) -> None:
     state = TrainingState(step=7, facts={"phase": "stable"}, optimizer={"embed.W_E.exp_avg": torch.randn(3, 2)})
     back = read_training_state(save_checkpoint(tmp_path / "c", tiny_model, state=state))

@@ -66,6 +66,9 @@ def test_the_last_layer_is_global_whatever_the_pattern() -> None:
         ({"window": 9000}, "window=9000 is longer than model.n_ctx=8192"),
         ({"n_layers": 0}, "n_layers=0 is not a positive whole number"),
         ({"vocab_size": 70_000}, "vocab_size=70000 is above 65536"),
+        ({"n_ctx": 10**12}, "n_ctx=1000000000000 is above 1048576; the table of rotary angles"),
+        ({"n_layers": 10**6}, "n_layers=1000000 is above 1024"),
+        ({"d_head": 10**30}, "d_head=1000000000000000000000000000000 is above 65536"),
         ({"norm_eps": 0.0}, "norm_eps=0.0 must be above 0"),
     ],
 )

@@ -46,7 +46,6 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
 _PATTERNS = {"gemma4": "SG", "all_global": "G"}
 _NUMBERS = {"rope_base", "norm_eps", "logit_cap"}  # the other settings are whole numbers
 _SEEN_IN_WEIGHTS = {"vocab_size", "d_model", "n_layers", "d_head", "d_mlp"}
-_LONGEST = 2**20  # tokens of context; the table of rotary angles has a row for each
 _READ = 512  # tokens of the text that are read
 # Nats a token. Closer losses than the first do not decide between two readings. The best reading must be better than
 # guessing among the whole vocabulary by the second, which knowing how frequent each token is brings twice over.
@@ -206,8 +205,6 @@ def _config(values: Mapping[str, Any], embedding: Tensor, n_layers: int) -> Shar
         kv_heads = values.get(name)
         if kv_heads is not None and not (_is_number(kv_heads, whole=True) and kv_heads == heads):
             raise OriginalError(f"{name}={kv_heads!r} for {heads} query heads; a Shard has as many of both")
-    if found.get("n_ctx", 0) > _LONGEST:
-        raise OriginalError(f"the file's config says a context of {found['n_ctx']} tokens; {_LONGEST} at most are read")
     found["window"] = min(found.get("window", 1024), found.get("n_ctx", 8192))
     try:
         return ShardConfig.from_dict(found)

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerFast, VaultGemmaConfig, VaultGemmaForCausalLM
 
 EXACT_NORMS = "shardscope.safetensors"
-LONGEST = 2**20  # tokens of context; the table of rotary angles has a row for each
 
 
 class HomeError(ConfigError):
@@ -189,7 +188,6 @@ def shard_config(values: dict[str, Any], pattern: str | None = None, where: str 
         require(_is_positive(values.get(key)), key, "a number above 0")
     for key, same in (("num_key_value_heads", "num_attention_heads"), ("query_pre_attn_scalar", "head_dim")):
         require(values.get(key) == values[same], key, f"{values[same]}, as {same}")
-    require(values["max_position_embeddings"] <= LONGEST, "max_position_embeddings", f"at most {LONGEST}")
 
     rope = values.get("rope_parameters")
     fits = isinstance(rope, dict) and rope.get("rope_type") == "default" and _is_positive(rope.get("rope_theta"))

@@ -310,8 +310,9 @@ def test_untied_fine_tuning_cannot_come_back(trained_model: Shard, tmp_path: Pat
         ("hidden_size", 64.5, "64.5"),
         ("vocab_size", True, "True"),
         ("sliding_window", 1024, "model.window=1024 is longer than model.n_ctx=512"),
-        ("max_position_embeddings", 10**9, "at most 1048576"),
-        ("intermediate_size", 10**9, "model.layers.0.mlp.gate_proj.weight|model.layers.*1000000000"),
+        ("max_position_embeddings", 10**9, "model.n_ctx=1000000000 is above 1048576"),
+        ("intermediate_size", 10**9, "model.d_mlp=1000000000 is above 65536"),
+        ("intermediate_size", 10**4, r"model\.layers\.0\.mlp\.\w+\.weight is .*10000"),
     ],
 )
 def test_a_model_that_is_no_shard_is_refused_by_the_key_that_shows_it(

@@ -64,7 +64,7 @@ def _settings_classes(path: Path) -> list[str]:
     if not zipfile.is_zipfile(path):  # other layouts cannot be scanned before they are unpickled
         raise OriginalError(
             f"{path}: not in torch.save's zip layout (torch 1.6 and later), or cut off; an older file becomes one with "
-            " torch.save(torch.load(OLD, weights_only=True), NEW)"
+            "torch.save(torch.load(OLD, weights_only=True), NEW)"
         )
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))

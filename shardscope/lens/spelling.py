@@ -114,7 +114,8 @@ class Reading:
         gate, up = ("first", "second") if choice.gate.startswith(GATE_FIRST) else ("second", "first")
         ours_of = {**_OURS, gate: "mlp.W_gate", up: "mlp.W_in"}
         lines += [f"blocks.0.{ours_of[role]} <- {theirs}" for role, theirs in self.layers[0].names.items()]
-        lines.append(f"blocks.1 … blocks.{len(self.layers) - 1}: likewise")
+        if others := range(1, len(self.layers)):
+            lines.append(f"blocks.1{f' … blocks.{others[-1]}' if len(others) > 1 else ''}: likewise")
         lines.append(f"read as: {choice}")
         if self.ignored:
             lines.append(f"not weights, ignored: {', '.join(self.ignored)}")
@@ -147,7 +148,7 @@ def read_spelling(weights: Mapping[str, Tensor]) -> Reading:
     names, embedding, final_norm = _read_outside(outside, lost)
     d_model = embedding.shape[1] if embedding is not None else 0
     layers = [_read_layer(inside[index], d_model, lost) for index in range(len(inside))]
-    missing = [role for role, part in (("an embedding", embedding), ("a final norm", final_norm)) if part is None]
+    missing = [role for role, part in (("embedding", embedding), ("final norm", final_norm)) if part is None]
     if lost or missing or embedding is None or final_norm is None:
         found = f"cannot place {len(lost)} weights: {_some(lost)}" if lost else f"finds no {' and no '.join(missing)}"
         raise OriginalError(f"the importer {found}; a Shard is an embedding, norms, q, k, v, o and a SwiGLU per layer")

@@ -261,6 +261,19 @@ def test_two_readings_that_fit_equally_well_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("n_layers", "line"),
+    [(1, None), (2, "blocks.1: likewise"), (4, "blocks.1 … blocks.3: likewise")],
+)
+def test_the_mapping_of_the_first_layer_stands_for_the_others(n_layers: int, line: str | None) -> None:
+    small = Shard(
+        ShardConfig(vocab_size=8, n_ctx=8, d_model=4, n_layers=n_layers, n_heads=1, d_head=4, d_mlp=6, window=8)
+    )
+    reading = read_spelling(hugging_face(small))
+    described = reading.describe(next(reading.choices()))
+    assert [found for found in described if "likewise" in found] == ([line] if line else [])
+
+
+@pytest.mark.parametrize(
     ("extra", "message"),
     [
         ({"layers.0.attention.rel_bias": torch.ones(4, 7)}, "cannot place 1 weights: layers.0.attention.rel_bias"),
@@ -320,7 +333,7 @@ def test_a_missing_part_is_named(trained_model: Shard) -> None:
     state = meta_llama(trained_model)
     with pytest.raises(OriginalError, match="a layer lacks k"):
         read_spelling({name: weight for name, weight in state.items() if "wk" not in name})
-    with pytest.raises(OriginalError, match="finds no a final norm"):
+    with pytest.raises(OriginalError, match="the importer finds no final norm; a Shard is"):
         read_spelling({name: weight for name, weight in state.items() if name != "norm.weight"})
 
 
@@ -446,7 +459,7 @@ def test_only_the_zip_layout_is_read_and_others_are_told_how_to_become_one(tmp_p
     else:
         torch.save(contents, path, _use_new_zipfile_serialization=False)
     with pytest.raises(
-        OriginalError, match=r"not in torch.save's zip layout .* torch.save\(torch.load\(.*weights_only=True"
+        OriginalError, match=r"not in torch.save's zip layout .* one with torch.save\(torch.load\(.*weights_only=True"
     ):
         read_original(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -95,11 +96,17 @@ def test_held_out_bits_per_byte_of_every_domain_are_the_committed_figures(shippe
 
 
 @pytest.mark.parametrize("domain", list(ONE_MINUTE_RUN))
-def test_the_anneal_lowers_every_domain_and_ends_below_a_run_of_one_minute(domain: str) -> None:
+def test_the_anneal_lowers_every_domain_and_ends_clearly_below_a_run_of_one_minute(domain: str) -> None:
     evaluations = metrics("anneal", "eval")
     first, last = bits(evaluations[0], domain), bits(evaluations[-1], domain)
     assert last < first
-    assert last < ONE_MINUTE_RUN[domain]
+    assert last < 0.975 * ONE_MINUTE_RUN[domain]
+
+
+def test_books_and_edu_prose_end_below_the_figures_aimed_at() -> None:
+    last = metrics("anneal", "eval")[-1]
+    assert bits(last, "books") < 1.45
+    assert bits(last, "edu_prose") < 1.08
 
 
 def test_the_card_shows_the_committed_figures() -> None:
@@ -109,17 +116,45 @@ def test_the_card_shows_the_committed_figures() -> None:
         assert f"| {domain} | {before:.3f} | **{after:.3f}** |" in CARD, domain
 
 
-def test_following_the_recipes_reads_no_source_more_than_eight_times() -> None:
-    """The shipped run read two of them more often; its counts of tokens are what these weights are reckoned with."""
-    tokens = {name: source["tokens"] for name, source in metrics("anneal", "event")[0]["sources"].items()}
-    passes = dict.fromkeys(tokens, 0.0)
+def test_the_card_sets_the_shipped_anneal_beside_the_other_candidates() -> None:
+    candidates = json.loads((ROOT / "docs/reference/shard-nano-candidates.json").read_text(encoding="utf-8"))
+    for name, candidate in candidates.items():
+        scores = candidate["held_out_bits_per_byte"]
+        row = [f"{scores[domain]:.3f}" for domain in ("edu_prose", "books", "code", "math", "qa", "all")]
+        cells = " | ".join([*row, str(candidate["greedy_story"]["loop_onset"])])
+        bold = "**" if candidate["shipped"] else ""
+        assert re.search(
+            rf"^\| {re.escape(bold + name + bold)}: [^|]+ \| {re.escape(cells)} \|$", CARD, re.MULTILINE
+        ), name
+    (shipped,) = [candidate for candidate in candidates.values() if candidate["shipped"]]
+    last = metrics("anneal", "eval")[-1]
+    for domain, score in shipped["held_out_bits_per_byte"].items():
+        assert score == pytest.approx(bits(last, domain), abs=1e-4), domain
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "anneal"])
+def test_the_shipped_run_made_the_recipes_choices(phase: str) -> None:
+    ran = json.loads((ROOT / f"docs/reference/shard-nano-{phase}.recipe.json").read_text(encoding="utf-8"))
+    recipe = load_recipe(ROOT / f"recipes/shard-nano-{phase}.toml")
+    for section in ("data", "optimizer", "schedule", "model", "seed"):
+        written = json.loads(json.dumps(dataclasses.asdict(recipe)[section]))
+        assert ran[section] == written, section
+
+
+def test_no_source_was_read_more_than_eight_times() -> None:
+    passes: dict[str, float] = {}
     for phase in ("pretrain", "anneal"):
-        recipe = load_recipe(ROOT / f"recipes/shard-nano-{phase}.toml")
-        read_tokens = recipe.schedule.steps * recipe.train.batch_size * recipe.data.seq_len
-        total = sum(source.weight for source in recipe.data.sources)
-        for source in recipe.data.sources:
-            passes[source.name] += read_tokens * source.weight / total / tokens[source.name]
+        for name, source in metrics(phase, "event")[0]["sources"].items():
+            passes[name] = passes.get(name, 0.0) + source["epochs"]
+    assert passes.keys() == ONE_MINUTE_RUN.keys()
     assert max(passes.values()) <= 8, passes
+
+
+def test_the_metrics_hold_the_samples_of_every_thousand_steps() -> None:
+    for phase, steps in (("pretrain", 7_000), ("anneal", 3_000)):
+        said = [(sample["step"], sample["prompt"]) for sample in metrics(phase, "sample")]
+        prompts = [prompt.text for prompt in CARD_PROMPTS]
+        assert said == [(step, prompt) for step in range(1_000, steps + 1, 1_000) for prompt in prompts]
 
 
 def test_text_that_no_machine_lacks_costs_what_it_cost(shipped: Shard) -> None:
@@ -146,11 +181,11 @@ def test_it_has_an_induction_head_and_a_previous_token_head(shipped: Shard) -> N
     assert induction.induction > 0.4
     second = [reading.layer(3).row(3, 51 + place)[place + 2] for place in range(50)]
     assert sum(second) / 50 > 0.6
-    assert (previous.layer, previous.head) == (2, 3)
+    assert (previous.layer, previous.head) == (2, 2)
     assert previous.previous > 0.6
 
 
-def test_the_greedy_story_loops_from_its_second_token_and_is_flagged(shipped: Shard) -> None:
+def test_the_greedy_story_loops_from_its_first_token_and_is_flagged(shipped: Shard) -> None:
     """The aim was sixty grammatical tokens before it loops; the card says that it was missed."""
     story = next(prompt for prompt in CARD_PROMPTS if prompt.text.startswith("Once upon a time"))
     expected = REFERENCE["greedy_story"]

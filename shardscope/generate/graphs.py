@@ -8,7 +8,7 @@ slot of its own length, looks at all that it holds, and takes its next token fro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,7 @@ from shardscope.generate.cache import LayerCache
 from shardscope.generate.forward import Decoder, Packed, PackedBlock, rotary_angles, rotate
 from shardscope.generate.fused import FusedStep
 from shardscope.model.kernels import decode
+from shardscope.model.kernels.capture import captured
 
 STEPS = 16
 
@@ -28,29 +29,35 @@ def greedy_steps(decoder: Decoder, first: Int[Tensor, "batch"], limit: int) -> I
 
     `first`: the token that each row appends first. The decoder must not be used beside it.
     """
-    device = decoder.cache.device
-    make = FusedStep if decode.usable(decoder.model.config, device) else PlainStep
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        length = torch.tensor(decoder.cache.lengths, dtype=torch.int32, device=device)
+    device, dtype = decoder.cache.device, decoder.model.embed.W_E.dtype
+    make = FusedStep if decode.usable(decoder.model.config, device, dtype) else PlainStep
+    length = torch.tensor(decoder.cache.lengths, dtype=torch.int32, device=device)
+    with _on(device):
         step = make(decoder.packed, decoder.cache.layers, first, length, record=2 * STEPS)
-        replay = _captured(step) if device.type == "cuda" else step
-        # Blocks of steps that were started and not read yet: one, or two while the host reads the older.
-        started = [_Block(step, replay, 0)]
-        for block in range(1, -(-limit // STEPS) + 1):
-            if block * STEPS < limit:
-                started.append(_Block(step, replay, block))
-            yield from started.pop(0).read()
+        replay = _replayed(step, device) if device.type == "cuda" else step
+    # Blocks of steps that were started and not read yet: one, or two while the host reads the older.
+    started = [_Block(step, replay, 0, device)]
+    for block in range(1, -(-limit // STEPS) + 1):
+        if block * STEPS < limit:
+            started.append(_Block(step, replay, block, device))
+        yield from started.pop(0).read()
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class _Block:
     """`STEPS` steps, started at once; their tokens are on the way to the host."""
 
-    def __init__(self, step: FusedStep | PlainStep, replay: Callable[[], None], number: int) -> None:
+    def __init__(
+        self, step: FusedStep | PlainStep, replay: Callable[[], None], number: int, device: torch.device
+    ) -> None:
         half = slice((number % 2) * STEPS, (number % 2 + 1) * STEPS)
-        with torch.inference_mode():
+        on_cuda = device.type == "cuda"
+        with torch.inference_mode(), _on(device):
             for _ in range(STEPS):
                 replay()
-            on_cuda = step.tokens.is_cuda
             self.arrived = torch.cuda.Event() if on_cuda else None
             self.copies = [
                 torch.empty(r[half].shape, dtype=r.dtype, pin_memory=on_cuda).copy_(r[half], non_blocking=True)
@@ -66,20 +73,13 @@ class _Block:
         yield from zip(tokens, logprobs, strict=True)
 
 
-def _captured(step: FusedStep | PlainStep) -> Callable[[], None]:
-    # A first run outside the capture lets the libraries set themselves up; what it changes is put back.
+def _replayed(step: FusedStep | PlainStep, device: torch.device) -> Callable[[], None]:
     before = [tensor.clone() for tensor in step.state]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.inference_mode(), torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode(), torch.cuda.graph(graph):
-        step()
+    with torch.inference_mode():
+        replay, _ = captured(step, device, warm_up=True)
     for tensor, value in zip(step.state, before, strict=True):
-        tensor.copy_(value)
-    return graph.replay
+        tensor.copy_(value)  # what the warm-up changed
+    return replay
 
 
 class PlainStep:

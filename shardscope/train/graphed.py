@@ -7,14 +7,15 @@ watches a hook point, or several processes average gradients, every step is run 
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from shardscope.config import ConfigError
 from shardscope.model import Shard
+from shardscope.model.kernels.capture import captured
 
 PLAIN = 3  # calls of one shape before it is captured: compiling is over by then
 
@@ -44,13 +45,7 @@ class Gradients:
             return self.plain(window, share)
         self._lay_out_gradients()
         if key not in self.captured:
-            try:
-                self.captured[key] = _Captured(self, window, share)
-            except RuntimeError as error:  # memory, or an operation that cannot be captured
-                reason = str(error).partition("\n")[0]
-                warnings.warn(f"no CUDA graph of this step, it goes on without: {reason}", stacklevel=2)
-                self.graphs = False
-                return self.plain(window, share)
+            self.captured[key] = _Captured(self, window, share)
         return self.captured[key](window)
 
     def plain(self, window: Int[Tensor, "batch window"], share: float) -> Metrics:
@@ -76,12 +71,16 @@ class Gradients:
 class _Captured:
     def __init__(self, gradients: Gradients, window: Int[Tensor, "batch window"], share: float) -> None:
         self.window = window.clone()
-        self.graph = torch.cuda.CUDAGraph()
-        # The thread that fetches the next batch may reserve memory meanwhile.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.metrics = gradients.plain(self.window, share)
+        try:
+            self.replay, self.metrics = captured(lambda: gradients.plain(self.window, share), window.device)
+        except RuntimeError as error:  # memory, most likely
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"a training step could not be captured as a CUDA graph ({reason}); checkpoints are intact, set "
+                "train.cuda_graphs=false and start again"
+            ) from None
 
     def __call__(self, window: Int[Tensor, "batch window"]) -> Metrics:
         self.window.copy_(window)
-        self.graph.replay()
+        self.replay()
         return {name: value.clone() for name, value in self.metrics.items()}

@@ -111,7 +111,8 @@ def _plain_gradient(
     total = exponentials.sum(dim=1, keepdim=True)
     logsumexp = total.log() + shift
     nll = (logsumexp - target).squeeze(1)
-    sums = torch.stack([nll[mask].sum(), logsumexp.squeeze(1)[mask].square().sum()])
+    # Not by indexing with the mask, whose result has a size that a GPU would have to tell the host.
+    sums = torch.stack([torch.where(mask, x, 0).sum() for x in (nll, logsumexp.squeeze(1).square())])
     row_weight = (mask / counted)[:, None]
     gradient = exponentials.mul_((1 + 2 * z_loss * logsumexp) * row_weight / total)
     gradient.scatter_add_(1, index, -row_weight)

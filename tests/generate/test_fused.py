@@ -59,6 +59,37 @@ def test_it_writes_the_tokens_log_probabilities_keys_and_values_of_the_plain_ste
     interpreted(PREPARE + f"LENGTHS, FEW = {lengths}, {few}" + CLAIM)
 
 
+BROKEN = """
+with torch.no_grad():
+    model.blocks[0].mlp.W_out.fill_(float("nan"))
+for lengths in ((3,), (3, 4, 1, 8, 9)):
+    step, _, _ = steps_of(fused.FusedStep, lengths)
+    assert step.logprobs.isnan().all()
+    assert ((step.tokens >= 0) & (step.tokens < 61)).all()
+"""
+
+
+@pytest.mark.slow
+def test_logits_that_are_not_numbers_choose_a_token_that_exists() -> None:
+    interpreted(PREPARE + "STEPS = 2" + BROKEN)
+
+
+CAP = """
+from shardscope.model.kernels import decode
+
+logits = torch.cat([torch.linspace(-20, 20, 57), torch.zeros(7)])[torch.randperm(64)][None]
+for cap in (5.0, 30.0, 1e4, 1e8):
+    found = decode.Found(1, 8, logits.device)
+    decode.Launcher(1, chained=False).likeliest(logits, found, cap, block=8)
+    true = (cap * torch.tanh(logits.double() / cap)).view(8, 8).max(dim=1).values
+    torch.testing.assert_close(found.best[0].double(), true, atol=2e-5, rtol=1e-5)
+"""
+
+
+def test_the_cap_is_exact_however_high() -> None:
+    interpreted(CAP)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("rows", [1, 3, 40])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor
 
 from shardscope import Shard
-from shardscope.config import PRESETS, ShardConfig
+from shardscope.config import PRESETS, ConfigError, ShardConfig
 from shardscope.train import graphed
 from shardscope.train.bench import BOS, Variant, language, recipe_of
 from shardscope.train.graphed import PLAIN, Gradients
@@ -56,27 +55,36 @@ class Replay:
         return self.gradients.plain(window, self.share)
 
 
-@pytest.mark.parametrize("fails", [False, True], ids=["captured", "no memory"])
-def test_gradients_add_up_in_one_place_whoever_clears_them(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
-    def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-
-    monkeypatch.setattr(graphed, "_Captured", full if fails else Replay)
+def test_gradients_add_up_in_one_place_whoever_clears_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphed, "_Captured", Replay)
     torch.manual_seed(0)
     plain = Shard(SMALL)
     other = copy.deepcopy(plain)
     ways = [gradients_of(plain, 4, 32), gradients_of(other, 4, 32)]
     ways[1].graphs = True
-    with pytest.warns(UserWarning, match="out of memory") if fails else nullcontext():
-        for step, window in enumerate(windows(SMALL, PLAIN + 3, 4, 32)):
-            for way in ways:
-                for part in window.split(2):
-                    way(part, 0.5)
-            for one, two in zip(plain.parameters(), other.parameters(), strict=True):
-                torch.testing.assert_close(one.grad, two.grad)
-                one.grad = None
-                two.grad = None if step % 2 else torch.zeros_like(two)
-    assert bool(ways[1].captured) is not fails
+    for step, window in enumerate(windows(SMALL, PLAIN + 3, 4, 32)):
+        for way in ways:
+            for part in window.split(2):
+                way(part, 0.5)
+        for one, two in zip(plain.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, two.grad)
+            one.grad = None
+            two.grad = None if step % 2 else torch.zeros_like(two)
+    assert ways[1].captured
+
+
+def test_a_step_that_cannot_be_captured_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore about it")
+
+    monkeypatch.setattr(graphed, "captured", full)
+    gradients = gradients_of(Shard(SMALL), 4, 32)
+    gradients.graphs = True
+    (window,) = windows(SMALL, 1, 4, 32)
+    for _ in range(PLAIN):
+        gradients(window)
+    with pytest.raises(ConfigError, match=r"Tried to allocate 2 GiB\); checkpoints are .* train.cuda_graphs=false"):
+        gradients(window)
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_cuda)])

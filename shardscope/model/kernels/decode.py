@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -202,8 +204,11 @@ def _attend_kernel(
 
 @triton.jit
 def _capped(raw, cap):
-    # cap · tanh(raw / cap), without a library that the interpreter does not have.
-    return cap - 2 * cap / (tl.exp(2 * raw / cap) + 1)
+    # cap · tanh(raw / cap), without a library that the interpreter does not have. Where it is all but straight, by its
+    # series: the difference would lose what a high cap leaves of small logits.
+    u = raw / cap
+    series = raw * (1 - u * u * (1 / 3 - u * u * (2 / 15)))
+    return tl.where(tl.abs(u) < 0.05, series, cap - 2 * cap / (tl.exp(2 * u) + 1))
 
 
 @triton.jit
@@ -244,7 +249,7 @@ def _likeliest_kernel(raw, likeliest, best, mass, columns, cap, block_n: tl.cons
 
 @triton.jit
 def _choose_kernel(
-    likeliest, best, mass, embedding, x, length, count, tokens, logprobs, width, blocks, record,
+    likeliest, best, mass, embedding, x, length, count, tokens, logprobs, width, vocab, blocks, record,
     block_b: tl.constexpr, block_k: tl.constexpr, chained: tl.constexpr,
 ):  # fmt: skip
     """The likeliest token of a row: into the record, and as the next input."""
@@ -254,7 +259,8 @@ def _choose_kernel(
     logits = tl.load(best + row * blocks + b, mask=b < blocks, other=-1e30)
     highest = tl.max(logits, axis=0)
     candidates = tl.load(likeliest + row * blocks + b, mask=b < blocks, other=0)
-    token = tl.min(tl.where((logits == highest) & (b < blocks), candidates, 2147483647), axis=0)
+    token = tl.min(tl.where((logits == highest) & (b < blocks), candidates, vocab), axis=0)
+    token = tl.minimum(token, vocab - 1)  # where all logits are NaN none is the highest
     masses = tl.load(mass + row * blocks + b, mask=b < blocks, other=0.0)
     total = tl.sum(masses * tl.exp(logits - highest), axis=0)
     done = tl.load(count + row)
@@ -284,15 +290,21 @@ def _added_norm_kernel(x, y, gain, normed, width, eps, adds: tl.constexpr, block
 # ------------------------------------------------------------------------------------------------- launches
 
 
-def usable(config: ShardConfig, device: torch.device) -> bool:
-    """Whether the kernels run here, hold a row of every matrix in registers, and a head is a power of two."""
-    if not (device.type == "cuda" and HAS_TRITON and torch.cuda.get_device_capability(device) >= (8, 0)):
+def usable(config: ShardConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels run here and in this dtype, a row of every matrix fits registers, and heads can be halved."""
+    if device.type != "cuda" or torch.version.hip or not HAS_TRITON:
         return False
-    # Triton builds a small C program around a kernel.
-    if not ("CC" in os.environ or any(map(shutil.which, ("cc", "gcc", "clang")))):
+    if torch.cuda.get_device_capability(device) < (8, 0) or not _builds_c():
         return False
     widest = max(config.d_model, config.d_mlp, config.n_heads * config.d_head)
-    return widest <= 4096 and config.d_head >= 16 and config.d_head & (config.d_head - 1) == 0
+    halved = config.d_head >= 16 and config.d_head & (config.d_head - 1) == 0
+    return halved and widest <= 4096 and dtype in (torch.bfloat16, torch.float16, torch.float32)
+
+
+def _builds_c() -> bool:
+    """Triton builds a small C program for Python around a kernel."""
+    compiler = "CC" in os.environ or any(map(shutil.which, ("cc", "gcc", "clang")))
+    return compiler and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 def product_in_float32(
@@ -388,9 +400,9 @@ class Launcher:
         """Each row's likeliest token into `tokens` and `x`; `length` and `count` go on by one."""
         blocks, width = found.best.shape[1], embedding.shape[1]
         _choose_kernel[(self.rows,)](
-            found.likeliest, found.best, found.mass, embedding, x, length, count, tokens, logprobs, width, blocks,
-            tokens.shape[0], triton.next_power_of_2(blocks), triton.next_power_of_2(width), self.chained,
-            **self.options,
+            found.likeliest, found.best, found.mass, embedding, x, length, count, tokens, logprobs, width,
+            embedding.shape[0], blocks, tokens.shape[0], triton.next_power_of_2(blocks),
+            triton.next_power_of_2(width), self.chained, **self.options,
         )  # fmt: skip
 
     def added_norm(self, x: Rows, y: Tensor | None, gain: Tensor, normed: Tensor, eps: float) -> None:

@@ -227,6 +227,9 @@ def test_ids_that_the_tokenizer_lacks_add_no_text(tiny_model: Shard, tiny_tokeni
     with torch.no_grad():
         padded.embed.W_E[:300] = 0.01 * tiny_model.embed.W_E
         padded.embed.W_E[300:] = torch.randn(20, 32)
+    once = tiny_tokenizer.encode("Once", bos=True)
+    (by_ids,) = generate(padded, [[*once, 310]], SamplingConfig(max_new_tokens=1))
+    assert by_ids.prompt == "Once"
     (found,) = generate(padded, ["Once"], SamplingConfig(max_new_tokens=20, temperature=2.0))
     assert max(found.ids) >= 300
     assert found.text == tiny_tokenizer.decode([id for id in found.ids if id < 300])

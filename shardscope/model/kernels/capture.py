@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from functools import cache
 from threading import Lock
@@ -29,7 +28,6 @@ def captured(work: Callable[[], T], device: torch.device, warm_up: bool = False)
             if warm_up:
                 work()
             torch.cuda.synchronize()
-            gc.collect()
             torch.cuda.empty_cache()
             graph = torch.cuda.CUDAGraph()
             # Other threads, which fetch the next batch, say, may go on reserving memory.

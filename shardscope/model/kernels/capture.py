@@ -27,13 +27,10 @@ def captured(work: Callable[[], T], device: torch.device, warm_up: bool = False)
         with torch.cuda.stream(stream):
             if warm_up:
                 work()
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
             graph = torch.cuda.CUDAGraph()
             # Other threads, which fetch the next batch, say, may go on reserving memory.
-            graph.capture_begin(capture_error_mode="thread_local")
-            result = work()
-            graph.capture_end()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                result = work()
         torch.cuda.current_stream().wait_stream(stream)
     return graph.replay, result
 

@@ -54,7 +54,10 @@ def search(asked: Asked) -> None:
         head_grid("heads grid", asked.opened.model.config, cells, followed, follow, name=by, file=file)
         st.caption("Framed heads are drawn below: the three best of the search, until you click heads to choose.")
     with right:
-        st.dataframe(found_table(found), hide_index=True, height="content", column_config=_columns(by))
+        if found:
+            st.dataframe(found_table(found), hide_index=True, height="content", column_config=_columns(by))
+        else:
+            st.info(f"This model has no {kind} layer.")
         share.take_away(
             "heads",
             share.file_name(asked, "heads", str(by)),
@@ -64,8 +67,9 @@ def search(asked: Asked) -> None:
         if found and st.button("Look at the best one", icon=":material/grid_on:"):
             st.session_state.layer, st.session_state.head = found[0].layer, found[0].head
             st.switch_page(st.session_state["attention_page"])
-    draw_distances([score for score in scores if (score.layer, score.head) in followed], asked)
-    draw_training(asked, followed, by)
+    if followed:
+        draw_distances([score for score in scores if (score.layer, score.head) in followed], asked)
+        draw_training(asked, followed, by)
     address.publish()
 
 

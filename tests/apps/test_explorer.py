@@ -445,6 +445,21 @@ def test_heads_that_a_model_does_not_have_are_left_out(monkeypatch: pytest.Monke
     assert not page.exception
 
 
+def test_a_model_without_a_sliding_layer_says_so_and_its_other_heads_can_be_followed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_config: ShardConfig, tiny_tokenizer: Tokenizer
+) -> None:
+    everywhere = Shard(replace(tiny_config, layer_pattern="G"), tiny_tokenizer)
+    save_checkpoint(tmp_path / "global", everywhere)
+    page = open_page(monkeypatch, "heads", tmp_path, prompt="Once upon", tokens=0, kind="sliding")
+    assert not page.exception
+    assert "This model has no sliding layer." in says(page)
+    assert page.query_params["kind"] == "sliding"
+    assert "How far back they read" not in says(page)
+    page = open_page(monkeypatch, "heads", tmp_path, prompt="Once upon", tokens=0, kind="sliding", heads="1.2")
+    assert not page.exception
+    assert "How far back they read" in says(page)
+
+
 def test_a_run_whose_recipe_is_broken_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tiny_run: Path) -> None:
     (tiny_run / "recipe.json").write_text('{"name": "x"}')
     page = open_page(monkeypatch, "runs", tiny_run.parent)

@@ -460,6 +460,26 @@ def test_a_model_without_a_sliding_layer_says_so_and_its_other_heads_can_be_foll
     assert "How far back they read" in says(page)
 
 
+def test_another_token_is_explained_afresh_and_an_address_keeps_its_choice(
+    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    monkeypatch.setattr("apps.page_tokens.CANDIDATES", 300)  # so that any target could be kept
+    prompt = "Once upon a time, in a small town"
+    ids = tiny_tokenizer.encode(prompt, bos=True)
+    this, that = ids[3], ids[1]
+    page = open_page(
+        monkeypatch, "tokens", tiny_checkpoint, prompt=prompt, tokens=0, query=5, target=this, against=that
+    )
+    assert (page.session_state["target"], page.session_state["against"]) == (this, that)
+    page = page.run()
+    assert (page.session_state["target"], page.session_state["against"]) == (this, that)
+    for query in (4, 6):
+        page.session_state["query"] = query
+        page = page.run()
+        assert not page.exception
+        assert page.session_state["target"] == ids[query]
+
+
 def test_a_run_whose_recipe_is_broken_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tiny_run: Path) -> None:
     (tiny_run / "recipe.json").write_text('{"name": "x"}')
     page = open_page(monkeypatch, "runs", tiny_run.parent)

@@ -194,8 +194,9 @@ def values(line: Mapping[str, Any], curve: str) -> dict[str, float]:
 
 def fork_step(run: Run) -> int:
     """The step of the checkpoint that the run began from; 0 for a run from nothing."""
-    started_from = next((line["started_from"] for line in logged(run, "event") if line.get("started_from")), "")
-    step = re.fullmatch(r"step-(\d+)", Path(started_from).name)
+    # Later starts resume from the run's own checkpoints.
+    first: dict[str, Any] = next((line for line in logged(run, "event") if line.get("event") == "start"), {})
+    step = re.fullmatch(r"step-(\d+)", Path(first.get("started_from") or "").name)
     return int(step[1]) if step else 0
 
 

@@ -22,7 +22,7 @@ from small_run import make_run
 from streamlit.testing.v1 import AppTest
 
 from apps.page_failures import evidence, judge
-from apps.page_runs import curve_table, find_runs, story
+from apps.page_runs import curve_table, find_runs, fork_step, story
 from apps.parts.address import CHOICES, FIRST_PROMPT, PACKED, pack, unpack, write
 from apps.parts.checkpoints import find_checkpoints, fingerprint
 from apps.parts.continuing import Continuation
@@ -521,6 +521,16 @@ def test_a_fork_continues_where_its_run_had_come_to(tiny_run: Path, tiny_tokeniz
     assert sorted(zip(table["run"], table["step"], strict=True)) == [("fork", 30), ("tiny-run", 10), ("tiny-run", 20)]
     assert "forks from **tiny\\-run** at step 20" in story(runs["fork"], runs)
     assert "Forked by **fork**" in story(runs["tiny-run"], runs)
+
+
+def test_a_resumed_run_stays_where_it_began(tiny_run: Path) -> None:
+    metrics = Metrics(tiny_run)
+    metrics.write("event", 20, event="start", started_from=str(checkpoint_folder(tiny_run, 20)))
+    metrics.write("train", 30, cross_entropy=4.0)
+    metrics.close()
+    run = find_runs([tiny_run.parent])["tiny-run"]
+    assert fork_step(run) == 0
+    assert curve_table([run], "cross_entropy")["step"].tolist() == [10, 20, 30]
 
 
 def test_a_long_curve_keeps_its_last_point_and_is_thinned(tmp_path: Path, tiny_run: Path) -> None:

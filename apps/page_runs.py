@@ -270,16 +270,18 @@ def story(run: Run, runs: Mapping[str, Run]) -> str:
     )
     words = [f"{run.recipe.phase} with {run.recipe.optimizer.name}: {rate}."]
     if run.recipe.start_from:
-        parent = next((name for name, other in runs.items() if name == Path(run.recipe.start_from).name), None)
-        source = plain(parent or Path(run.recipe.start_from).name)
-        words.append(f"It forks from **{source}** at step {fork_step(run):,}.")
-    forks = [
-        name for name, other in runs.items() if other.recipe and Path(other.recipe.start_from).name == run.folder.name
-    ]
+        words.append(f"It forks from **{plain(parent_name(run.recipe))}** at step {fork_step(run):,}.")
+    forks = [name for name, other in runs.items() if other.recipe and parent_name(other.recipe) == run.folder.name]
     if forks:
         words.append(f"Forked by {', '.join(f'**{plain(name)}**' for name in forks)}.")
     reason = run_status(run.folder).get("reason")
     return " ".join([*words, *([f"It ended because {plain(str(reason))}."] if reason else [])])
+
+
+def parent_name(recipe: Recipe) -> str:
+    """The name of the run that `start_from` means, by its folder or by that of one of its checkpoints; '' for none."""
+    path = Path(recipe.start_from)
+    return path.parent.parent.name if path.parent.name == "checkpoints" else path.name
 
 
 def rate_plan(recipe: Recipe) -> pd.DataFrame:

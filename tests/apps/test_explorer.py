@@ -523,6 +523,21 @@ def test_a_fork_continues_where_its_run_had_come_to(tiny_run: Path, tiny_tokeniz
     assert "Forked by **fork**" in story(runs["tiny-run"], runs)
 
 
+def test_a_fork_from_a_checkpoint_folder_names_the_run_of_that_checkpoint(tiny_run: Path) -> None:
+    recipe = json.loads((tiny_run / "recipe.json").read_text())
+    start_from = str(checkpoint_folder(tiny_run, 10))
+    fork = tiny_run.parent / "fork"
+    metrics = Metrics(fork)
+    (fork / "recipe.json").write_text(
+        json.dumps({**recipe, "name": "fork", "phase": "anneal", "model": None, "start_from": start_from})
+    )
+    metrics.write("event", 0, event="start", started_from=start_from)
+    metrics.close()
+    runs = find_runs([tiny_run.parent])
+    assert "forks from **tiny\\-run** at step 10" in story(runs["fork"], runs)
+    assert "Forked by **fork**" in story(runs["tiny-run"], runs)
+
+
 def test_a_resumed_run_stays_where_it_began(tiny_run: Path) -> None:
     metrics = Metrics(tiny_run)
     metrics.write("event", 20, event="start", started_from=str(checkpoint_folder(tiny_run, 20)))

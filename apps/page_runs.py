@@ -126,7 +126,7 @@ def find_runs(folders: Sequence[Path]) -> dict[str, Run]:
 def state(run: Run) -> dict[str, Any]:
     """A line of the table: how far the run is, and how well it does."""
     lines, evaluations = logged(run, "train"), logged(run, "eval")
-    events = [line["event"] for line in logged(run, "event") if line.get("event") != "skipped step"]
+    events = [line["event"] for line in logged(run, "event") if line.get("event") not in (None, "skipped step")]
     last, quiet = events[-1] if events else "no line yet", time() - _logged_at(run)
     steps = run.recipe.schedule.steps if run.recipe else 0
     return {
@@ -134,7 +134,7 @@ def state(run: Run) -> dict[str, Any]:
         "state": last if last != "start" else "running" if quiet < LIVE else "stopped",
         "step": f"{lines[-1]['step'] if lines else 0:,} of {steps:,}",
         "cross-entropy": lines[-1].get("cross_entropy") if lines else None,
-        "held-out bits per byte": evaluations[-1].get("all", {}).get("bits_per_byte") if evaluations else None,
+        "held-out bits per byte": values(evaluations[-1], "bits_per_byte").get("all") if evaluations else None,
         "tokens a second": lines[-1].get("tokens_per_second") if lines else None,
         "seconds since its last line": round(quiet),
     }
@@ -162,12 +162,13 @@ def curve_cell(runs: Sequence[Run], curve: str) -> str:
     """A cell that reads the lines behind the curve."""
     kind, words = CURVES[curve]
     starts = ", ".join(f"{str(share.relative(run.folder))!r}: {fork_step(run)}" for run in runs)
+    score, ratio = f's["{EVAL_FIELD.get(curve)}"]', "low / high for low, high"
     value = {
         "train": f'line["{curve}"]',
-        "eval": f'{{name: s["{EVAL_FIELD.get(curve)}"] for name, s in line.items() if isinstance(s, dict)}}',
-        "sentinel": 'min(low / high for low, high in line["matrices"].values() if high)',
+        "eval": f"{{name: {score} for name, s in line.items() if isinstance(s, dict) and {score} is not None}}",
+        "sentinel": f'min(({ratio} in line["matrices"].values() if high and low is not None), default=None)',
     }[kind]
-    has = f' if "{curve}" in line' if kind == "train" else ""
+    has = f' if line.get("{curve}") is not None' if kind == "train" else ""
     return (
         "from pathlib import Path\n\nfrom shardscope.train.metrics import read_metrics\n\n"
         f"runs = {{{starts}}}  # folder: the step that it forks from\n"
@@ -183,13 +184,14 @@ def curve_cell(runs: Sequence[Run], curve: str) -> str:
 def values(line: Mapping[str, Any], curve: str) -> dict[str, float]:
     """What a line of metrics.jsonl says of a curve: one value, or one for each held-out source."""
     if line["kind"] == "eval":
-        field = EVAL_FIELD[curve]
-        return {name: float(scores[field]) for name, scores in line.items() if isinstance(scores, Mapping)}
-    if line["kind"] == "sentinel":
-        ratios = [low / high for low, high in line["matrices"].values() if high]
-        return {"worst matrix": min(ratios)} if ratios else {}
-    value = line.get(curve)
-    return {"training": float(value)} if isinstance(value, (int, float)) and np.isfinite(value) else {}
+        found = {name: scores.get(EVAL_FIELD[curve]) for name, scores in line.items() if isinstance(scores, Mapping)}
+    elif line["kind"] == "sentinel":
+        pairs = line.get("matrices", {}).values()
+        found = {"worst matrix": min((low / high for low, high in pairs if high and low is not None), default=None)}
+    else:
+        found = {"training": line.get(curve)}
+    # A number that was not finite is null in the file.
+    return {name: float(x) for name, x in found.items() if isinstance(x, (int, float)) and np.isfinite(x)}
 
 
 def fork_step(run: Run) -> int:

@@ -65,17 +65,17 @@ class NoMetrics(Metrics):
 
 
 def read_metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, oldest first. A last line cut off by a kill is left out."""
+    """The lines of a run's metrics.jsonl, oldest first. What is no such line, as one cut off by a kill, is left out."""
     path = folder / FILE
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except ValueError:
             continue
-        if kind is None or line.get("kind") == kind:
+        if isinstance(line, dict) and isinstance(line.get("step"), int) and kind in (None, line.get("kind")):
             lines.append(line)
     return lines
 

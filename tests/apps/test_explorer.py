@@ -22,7 +22,7 @@ from small_run import make_run
 from streamlit.testing.v1 import AppTest
 
 from apps.page_failures import evidence, judge
-from apps.page_runs import curve_table, find_runs, fork_step, story
+from apps.page_runs import CURVES, curve_cell, curve_table, find_runs, fork_step, story
 from apps.parts.address import CHOICES, FIRST_PROMPT, PACKED, pack, unpack, write
 from apps.parts.checkpoints import find_checkpoints, fingerprint
 from apps.parts.continuing import Continuation
@@ -546,6 +546,39 @@ def test_a_resumed_run_stays_where_it_began(tiny_run: Path) -> None:
     run = find_runs([tiny_run.parent])["tiny-run"]
     assert fork_step(run) == 0
     assert curve_table([run], "cross_entropy")["step"].tolist() == [10, 20, 30]
+
+
+def test_numbers_that_were_not_finite_are_gaps_of_their_curves(monkeypatch: pytest.MonkeyPatch, tiny_run: Path) -> None:
+    metrics = Metrics(tiny_run)
+    nothing = float("nan")
+    metrics.write("sentinel", 20, matrices={"a": [nothing, 1.0], "b": [0.5, 1.0], "c": [1.0, nothing]})
+    metrics.write("sentinel", 30, matrices={"a": [nothing, nothing]})
+    metrics.write("train", 30, cross_entropy=nothing, lr=nothing, grad_norm=nothing)
+    metrics.write(
+        "eval", 30, prose={"loss": 4.0, "bits_per_byte": 2.0}, all={"loss": nothing, "bits_per_byte": nothing}
+    )
+    metrics.close()
+    with (tiny_run / "metrics.jsonl").open("ab") as file:
+        file.write(b'1\n{"kind": "train", "cross_entropy": 3.0}\n{"kind": "event", "step": 30}\n\xff\n')
+    run = find_runs([tiny_run.parent])["tiny-run"]
+    expected = {
+        "cross_entropy": [("training", 10), ("training", 20)],
+        "held_out_loss": [("all", 20), ("code", 20), ("prose", 20), ("prose", 30)],
+        "bits_per_byte": [("all", 20), ("code", 20), ("prose", 20), ("prose", 30)],
+        "smallest_ratio": [("worst matrix", 20)],
+    }
+    for curve in CURVES:
+        page = open_page(monkeypatch, "runs", tiny_run.parent, curve=curve)
+        assert not page.exception
+        table = curve_table([run], curve)
+        points = sorted(zip(table["series"], table["step"], strict=True))
+        assert points == expected.get(curve, points)
+        # The cell for a notebook draws the same points.
+        left: dict[str, dict[str, list[tuple[int, object]]]] = {}
+        exec(curve_cell([run], curve), left)
+        ((_, drawn),) = left["curve"].items()
+        numbers = [x for _, value in drawn for x in (value.values() if isinstance(value, dict) else [value])]
+        assert sorted(x for x in numbers if x is not None) == sorted(table["value"])
 
 
 def test_a_long_curve_keeps_its_last_point_and_is_thinned(tmp_path: Path, tiny_run: Path) -> None:

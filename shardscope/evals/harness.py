@@ -40,10 +40,12 @@ ARGUMENTS = (
 AUTO_TOKENS = {"cpu": 2048, "cuda": 65_536}
 AUTO_TEXTS = {"cpu": 32, "cuda": 256}
 CHOICES = 8  # continuations of a context, on average, that batch_size leaves room for
+EMPTY = "a continuation adds no token to its context, so there is nothing to score; leave such requests out"
 
 T = TypeVar("T")
 R = TypeVar("R")
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # its texts, context, continuation
+Pair = tuple[list[int], list[int]]  # context, continuation
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +132,14 @@ class ShardLM(TemplateLM):
             )
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict | None = None) -> ShardLM:
+        """From a dict; what it says counts before the command's flags, which come with defaults of their own."""
+        flags = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        # Of pretrained=2024 the harness makes a number.
+        paths = {name: str(arg_dict[name]) for name in ("pretrained", "tokenizer") if arg_dict.get(name) is not None}
+        return cls(**{**flags, **arg_dict, **paths})
+
     # ------------------------------------------------------------------------------------------- tokens
 
     @property
@@ -163,36 +173,55 @@ class ShardLM(TemplateLM):
 
     # ------------------------------------------------------------------------------------------- likelihoods
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        if any(request.args == ("", "") for request in requests):  # lm-eval looks at the first token of it
+            raise HarnessError(EMPTY)
+        return super().loglikelihood(requests, disable_tqdm)
+
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        pairs = [(context, continuation) for _, context, continuation in requests]
-        for index, answer in self._scored(pairs, disable_tqdm):
+        windows = [self._windows(context, continuation) for _, context, continuation in requests]
+        for index, answer in self._summed(windows, disable_tqdm):
             results[index] = (answer.logprob, answer.greedy)
             if (texts := requests[index][0]) is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, results[index])
         return results
 
+    def _windows(self, context: list[int], continuation: list[int]) -> list[Pair]:
+        """The pair itself; or pieces of a continuation that exceeds max_length, each with the tokens before it."""
+        if len(continuation) <= self.max_length:
+            return [(context, continuation)]
+        self._warn_once(f"continuations that do not fit max_length={self.max_length} are scored in windows")
+        return self._disjoint(continuation, context[-1])
+
+    def _disjoint(self, tokens: list[int], before: int) -> list[Pair]:
+        """Windows that cover the tokens once; the first is read after the token `before`, the others in full length."""
+        windows = map(make_disjoint_window, get_rolling_token_windows(tokens, before, self.max_length, context_len=1))
+        return [(list(context), list(continuation)) for context, continuation in windows]
+
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        windows: list[tuple[list[int], list[int]]] = []
-        owner: list[int] = []
-        for index, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0])
-            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1):
-                context, continuation = make_disjoint_window(window)
-                windows.append((list(context), list(continuation)))
-                owner.append(index)
-        totals, left = [0.0] * len(requests), Counter(owner)
-        for window_index, answer in self._scored(windows, disable_tqdm):
-            index = owner[window_index]
-            totals[index] += answer.logprob
-            left[index] -= 1
-            if not left[index]:
-                self.cache_hook.add_partial("loglikelihood_rolling", requests[index].args, totals[index])
+        totals = [0.0] * len(requests)
+        windows = [self._disjoint(self.tok_encode(request.args[0]), self.prefix_token_id) for request in requests]
+        for index, answer in self._summed(windows, disable_tqdm):
+            totals[index] = answer.logprob
+            self.cache_hook.add_partial("loglikelihood_rolling", requests[index].args, totals[index])
         return totals
 
-    def _scored(self, pairs: Sequence[tuple[list[int], list[int]]], disable_tqdm: bool) -> Iterator[tuple[int, Score]]:
+    def _summed(self, requests: Sequence[Sequence[Pair]], disable_tqdm: bool) -> Iterator[tuple[int, Score]]:
+        """(number of a request, the sum of its windows' scores), as the last of them is known, in any order."""
+        owner = [index for index, windows in enumerate(requests) for _ in windows]
+        pairs = [window for windows in requests for window in windows]
+        sums, left = [Score(0.0, True)] * len(requests), Counter(owner)
+        for window, answer in self._scored(pairs, disable_tqdm):
+            index = owner[window]
+            sums[index] = Score(sums[index].logprob + answer.logprob, sums[index].greedy and answer.greedy)
+            left[index] -= 1
+            if not left[index]:
+                yield index, sums[index]
+
+    def _scored(self, pairs: Sequence[Pair], disable_tqdm: bool) -> Iterator[tuple[int, Score]]:
         """(number of a pair of context and continuation, its score) of all pairs, batch by batch, in any order."""
         alone: list[Group] = []
         together: dict[tuple[int, ...], Group] = {}
@@ -218,9 +247,7 @@ class ShardLM(TemplateLM):
                 yield from answers
         bar.close()
 
-    def _score_batches(
-        self, groups: Sequence[Group], pairs: Sequence[tuple[list[int], list[int]]]
-    ) -> Iterator[list[Group]]:
+    def _score_batches(self, groups: Sequence[Group], pairs: Sequence[Pair]) -> Iterator[list[Group]]:
         """`batch_size` contexts with CHOICES continuations each, on average; or (auto) the tokens that are fast.
 
         A context with more continuations comes in several batches.
@@ -247,12 +274,9 @@ class ShardLM(TemplateLM):
 
     def _cut_left(self, context: list[int], continuation: list[int]) -> list[int]:
         """What of the context fits beside the continuation, whose last token is never read."""
+        if not continuation:
+            raise HarnessError(EMPTY)
         room = self.max_length + 1 - len(continuation)
-        if room < 1:
-            raise HarnessError(
-                f"a continuation of {len(continuation)} tokens does not fit max_length={self.max_length}; "
-                "score a shorter one, or a model with a longer context"
-            )
         if len(context) > room:
             self._warn_once(f"contexts that do not fit max_length={self.max_length} are cut at their left")
         return context[-room:]

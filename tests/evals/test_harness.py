@@ -349,6 +349,38 @@ def test_what_is_cut_is_said_once(homes: tuple[Path, Path], caplog: pytest.LogCa
 # ------------------------------------------------------------------------------------------------- errors
 
 
+@pytest.mark.parametrize("length", [40, 41, 80, 95])
+def test_a_continuation_longer_than_max_length_is_the_sum_of_its_windows(
+    homes: tuple[Path, Path], length: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size="auto", max_length=40)
+    context, answer = [7, 8], [(31 * pos) % 300 for pos in range(length)]
+    tokens, expected = [context[-1], *answer], 0.0
+    for start in range(0, length, 40):  # the first window is read after one token, every other at its full length
+        stop = min(start + 40, length)
+        read = tokens[max(0, stop - 40) : stop]
+        with torch.no_grad():
+            chances = lm.model(torch.tensor([read]))[0].double().log_softmax(dim=-1)[start - stop :]
+        expected += float(chances.gather(1, torch.tensor(answer[start:stop])[:, None]).sum())
+    short = (None, context, [9])
+    found = lm._loglikelihood_tokens([short, (None, context, answer)], disable_tqdm=True)
+    assert found[0][0] == pytest.approx(lm._loglikelihood_tokens([short], disable_tqdm=True)[0][0], abs=1e-4)
+    assert found[1] == (pytest.approx(expected, abs=1e-4), False)
+    said = "continuations that do not fit max_length=40 are scored in windows"
+    assert (said in [record.message for record in caplog.records]) == (length > 40)
+
+
+def test_a_long_continuation_is_greedy_where_all_of_its_windows_are(homes: tuple[Path, Path]) -> None:
+    lm = ShardLM(pretrained=str(homes[0]), device="cpu", max_length=40)
+    tokens = [7]
+    for _ in range(41):
+        with torch.no_grad():
+            tokens.append(int(lm.model(torch.tensor([tokens[-40:]]))[0, -1].argmax()))
+    for last, greedy in ((tokens[41], True), ((tokens[41] + 1) % 360, False)):
+        ((_, found),) = lm._loglikelihood_tokens([(None, [7], [*tokens[1:41], last])], disable_tqdm=True)
+        assert found == greedy
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -412,6 +444,22 @@ def test_arguments_mean_what_the_harness_lets_people_write(
     assert lm.batch_size == size
 
 
+def test_model_args_count_before_the_commands_own_defaults(homes: tuple[Path, Path]) -> None:
+    flags = {"batch_size": 1, "max_batch_size": None, "device": "cuda:0"}
+    given = {"pretrained": str(homes[0]), "batch_size": 4, "max_batch_size": 8, "device": "cpu"}
+    words = ",".join(f"{name}={value}" for name, value in given.items())
+    for lm in (ShardLM.create_from_arg_string(words, flags), ShardLM.create_from_arg_obj(given, flags)):
+        assert (lm.batch_size, lm.max_batch_size, str(lm.device)) == (4, 8, "cpu")
+
+
+def test_paths_may_look_like_numbers(homes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(homes[0], tmp_path / "2024")
+    shutil.copy(homes[0] / "tokenizer.json", tmp_path / "5")
+    monkeypatch.chdir(tmp_path)
+    lm = ShardLM.create_from_arg_string("pretrained=2024,tokenizer=5", {"device": "cpu"})
+    assert lm.path.name == "2024"
+
+
 def test_arguments_that_are_no_pairs_get_one_sentence(homes: tuple[Path, Path]) -> None:
     with pytest.raises(HarnessError, match="'here' is no key=value"):
         ShardLM.create_from_arg_string("here", {"batch_size": 1, "device": "cpu"})
@@ -432,8 +480,14 @@ def test_an_impossible_generation_gets_one_sentence(ours: ShardLM, kwargs: dict[
         ours.generate_until(asked("generate_until", [("Question:", {"until": ["."], **kwargs})]), disable_tqdm=True)
 
 
-def test_a_continuation_longer_than_the_model_gets_one_sentence(ours: ShardLM) -> None:
-    with pytest.raises(HarnessError, match=r"a continuation of \d+ tokens does not fit max_length=512"):
-        ours.loglikelihood(asked("loglikelihood", [("a", "b c" * 600)]), disable_tqdm=True)
+@pytest.mark.parametrize("batch_size", [4, "auto"])
+@pytest.mark.parametrize("pair", [("Hello there", ""), ("", "")])
+def test_an_empty_continuation_gets_one_sentence(homes: tuple[Path, Path], batch_size: Any, pair: Any) -> None:
+    lm = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size=batch_size)
+    with pytest.raises(HarnessError, match="a continuation adds no token to its context"):
+        lm.loglikelihood(asked("loglikelihood", [pair]), disable_tqdm=True)
+
+
+def test_a_chat_template_gets_one_sentence(ours: ShardLM) -> None:
     with pytest.raises(HarnessError, match="base model without a chat template"):
         ours.apply_chat_template([{"role": "user", "content": "hello"}])

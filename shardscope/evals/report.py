@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from shardscope.train.run import RECIPE
 # More text hardly moves a 3-gram model of bytes, but longer ones and the model of words keep gaining from it, at about
 # 64 bytes of memory for each of text: 120 MB at order 8 took 7.7 GB, 20 MB at order 6 took 1.7 GB.
 BASELINE_BYTES = 64_000_000
+_TOKENS_AT_ONCE = 1 << 20  # of a training set that may be far larger than memory
 
 Bytes = NDArray[np.uint8]
 Tokens = NDArray[np.integer]
@@ -88,8 +90,7 @@ def baselines(data: DataConfig, eval_tokens: int, tokenizer: Tokenizer, order: i
         raise ConfigError(f"{most} bytes of text train no n-gram model; use 1 or more (--ngram-bytes)")
     pieces = _pieces(tokenizer)
     shards = shards_of(data, tokenizer, progress=False)
-    sizes_of_train = [int(_lengths(pieces)[both.train.tokens].sum(dtype=np.int64)) for both in shards.values()]
-    shares = _shares(sizes_of_train, most)
+    shares = _shares([size_of(both.train.tokens, pieces, most) for both in shards.values()], most)
     texts = [text_of(both.train.tokens, pieces, share) for both, share in zip(shards.values(), shares, strict=True)]
     text = np.concatenate(texts)
     byte_model, word_model = ByteNGram(text, order), WordNGram(text)
@@ -123,10 +124,25 @@ def _shares(sizes: list[int], most: int) -> list[int]:
     return shares
 
 
+def size_of(tokens: Tokens, pieces: list[bytes], most: int) -> int:
+    """The bytes of the tokens' text, or `most` if there are more; `pieces`: the bytes of each token."""
+    lengths, size = _lengths(pieces), 0
+    for some in _chunks(tokens):
+        size += int(lengths[some].sum(dtype=np.int64))
+        if size >= most:
+            return most
+    return size
+
+
 def text_of(tokens: Tokens, pieces: list[bytes], most: int) -> Bytes:
-    """The first `most` bytes of the tokens' text, or all of it; `pieces`: the bytes of each token."""
-    needed = int(np.searchsorted(np.cumsum(_lengths(pieces)[tokens], dtype=np.int64), most)) + 1
-    return _as_bytes(tokens[:needed], pieces)[:most]
+    """The first `most` bytes of the tokens' text, or all of it."""
+    texts, size = [np.empty(0, dtype=np.uint8)], 0
+    for some in _chunks(tokens):
+        texts.append(_as_bytes(some, pieces)[: most - size])
+        size += len(texts[-1])
+        if size >= most:
+            break
+    return np.concatenate(texts)
 
 
 def format_report(table: list[Line], order: int = 3) -> str:
@@ -159,6 +175,10 @@ def _scored_bytes(holdout: Holdout, pieces: list[bytes]) -> list[tuple[Bytes, in
 
 def _pieces(tokenizer: Tokenizer) -> list[bytes]:
     return [b"" if id == tokenizer.bos_id else tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
+
+
+def _chunks(tokens: Tokens) -> Iterator[Tokens]:
+    return (tokens[first : first + _TOKENS_AT_ONCE] for first in range(0, len(tokens), _TOKENS_AT_ONCE))
 
 
 def _lengths(pieces: list[bytes]) -> NDArray[np.uint16]:

@@ -9,7 +9,7 @@ import pytest
 
 from shardscope.cli import main
 from shardscope.config import load_recipe
-from shardscope.evals.report import _shares, text_of
+from shardscope.evals.report import _shares, size_of, text_of
 from shardscope.train import train
 
 
@@ -32,6 +32,14 @@ def test_only_the_tokens_that_are_kept_are_read() -> None:
     tokens = np.array([0, 1, 2, 1, 2], dtype=np.uint16)
     pieces = [b"", b"ab", b"cde"]
     assert [text_of(tokens, pieces, most).tobytes() for most in (1, 2, 4, 99)] == [b"a", b"ab", b"abcd", b"abcdeabcde"]
+    assert [size_of(tokens, pieces, most) for most in (1, 2, 4, 99)] == [1, 2, 4, 10]
+
+
+def test_a_training_set_that_no_memory_could_hold_is_read_no_further_than_needed() -> None:
+    tokens = np.broadcast_to(np.uint16(1), 1 << 46)  # 128 TiB of the same token
+    pieces = [b"", b"abc"]
+    assert size_of(tokens, pieces, 5_000_000) == 5_000_000
+    assert text_of(tokens, pieces, 5_000_000).tobytes() == (b"abc" * 2_000_000)[:5_000_000]
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ LONGEST = 300  # characters; the longest gold answer of MATH has 81. Beyond, onl
 _GONE = re.compile(
     r"\\(?:left|right|displaystyle|quad|qquad|ldots)(?![a-zA-Z])|\\!|\\?%|\\?\$|\"|\^?\{?(?:\\circ|°)\}?"
 )
+_THIN_THOUSANDS = re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))")
 _SPACES = re.compile(r"\\[,;: ]|~|\s+")
 _NAMES = {
     r"\\[dtc]frac(?![a-zA-Z])": r"\\frac",
@@ -105,7 +106,9 @@ def tidy(answer: str) -> str:
     A new line is a new row of a matrix.
     """
     rows = re.sub(r"\s+", " ", answer).split("\\\\")
-    answer = "\n".join(_SPACES.sub(" ", _GONE.sub("", row)) for row in rows).replace("{,}", ",")
+    answer = "\n".join(_SPACES.sub(" ", _GONE.sub("", _THIN_THOUSANDS.sub("", row))) for row in rows).replace(
+        "{,}", ","
+    )
     for name, plain in _NAMES.items():
         answer = re.sub(name, plain, answer)
     answer = _AND.sub(",", _TEXT.sub(r'"\1"', answer))
@@ -130,7 +133,12 @@ def _same(left: str, right: str) -> bool:
 
 
 def _same_single(left: str, right: str) -> bool:
-    return left.replace(" ", "") == right.replace(" ", "") or same_value(left, right)
+    return _without_spaces(left) == _without_spaces(right) or same_value(left, right)
+
+
+def _without_spaces(part: str) -> str:
+    """Except between two numbers, where one is left: `1 2` is not 12."""
+    return re.sub(r"(?<![\d.]) | (?![\d.])", "", re.sub(r"\s+", " ", part))
 
 
 def _in_any_order(ours: Sequence[str], theirs: Sequence[str]) -> bool:

@@ -1,23 +1,30 @@
-r"""Whether two formulas have the same value. Both are evaluated at a few complex points; nothing is executed.
+r"""Whether two formulas have the same value. Both are evaluated at a few points; nothing is executed.
 
-The parser knows numbers, Latin and Greek letters, + - * / ^, implied products, mixed numbers, brackets, roots,
-fractions, |x| and a few functions.
+A point gives every letter a complex number of its own. What is rational is computed exactly, the rest in
+float64. The parser knows numbers, Latin and Greek letters, + - * / ^, implied products, mixed numbers, brackets,
+roots, fractions, |x| and a few functions. Two numbers side by side (`2 3`) are no product, and have no value.
 """
 
 from __future__ import annotations
 
 import cmath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
+from random import Random
 from string import ascii_letters
+from typing import Any
 
-Value = Callable[[complex], complex]  # of the point at which it is evaluated
+Number = Fraction | complex
+Value = Callable[[Mapping[str, complex]], Number]  # of the point at which it is evaluated
 
-_FUNCTIONS: dict[str, Callable[[complex], complex]] = {
-    "sin": cmath.sin,
-    "cos": cmath.cos,
-    "tan": cmath.tan,
+LARGEST = 10_000  # bits of a power that is computed exactly
+_ROUNDING = 1e-13  # of what a sum is made of; a smaller sum is zero
+
+_FUNCTIONS: dict[str, Callable[[Any], Number]] = {
+    "sin": lambda x: _rounded(cmath.sin(x), 1),
+    "cos": lambda x: _rounded(cmath.cos(x), 1),
+    "tan": lambda x: _rounded(cmath.tan(x), 1),
     "cot": lambda x: 1 / cmath.tan(x),
     "sec": lambda x: 1 / cmath.cos(x),
     "csc": lambda x: 1 / cmath.sin(x),
@@ -31,15 +38,18 @@ _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
 _GREEK = ("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "varphi", "omega", "rho", "tau", "infty")
 _SYMBOLS = (*ascii_letters, *_GREEK)
 _TOKEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+|\\[a-zA-Z]+|[a-zA-Z]|[-+*/^()\[\]{}|])")
-_NUMBER = re.compile(r"-?(?:\d+(?:\.\d*)?|\.\d+)")
+# `\frac 1 2` is `\frac12`, and `1 1/2` is 1.5.
+_SPACED_FRACTION = re.compile(r"(\\frac\s*\d)\s+(?=\d)")
+_MIXED_NUMBER = re.compile(r"(?<![\d./^])(\d+)\s+(\d+/\d+)(?!\s*[\d./^])")
+_SIDE_BY_SIDE = re.compile(r"[\d.]\s+[\d.]|\.\d*\.")
 _SIMPLE_FRACTION = re.compile(r"\\frac(?:\{\d+\}|\d)(?:\{\d+\}|\d)")
-_POINTS = (0.7312 + 0.2141j, -1.3057 + 0.6229j, 2.2381 - 0.4172j)
+_POINTS = [
+    {symbol: complex(draw.uniform(-2, 2), draw.uniform(-2, 2)) for symbol in _SYMBOLS} for draw in map(Random, range(3))
+]
 
 
 def same_value(left: str, right: str) -> bool:
     """False, too, for what does not parse, divides by zero, or is too large or too deeply nested to evaluate."""
-    if _NUMBER.fullmatch(left) and _NUMBER.fullmatch(right):
-        return Fraction(left) == Fraction(right)  # exactly: 1000000 is not 1000001
     try:
         first, second = _Parser(left).whole(), _Parser(right).whole()
         return all(_close(first(point), second(point)) for point in _POINTS)
@@ -47,16 +57,21 @@ def same_value(left: str, right: str) -> bool:
         return False
 
 
-def _close(a: complex, b: complex) -> bool:
+def _close(a: Number, b: Number) -> bool:
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return a == b  # exactly: 1000000 is not 1000001, and 10^{-12} is not 0
     if not (cmath.isfinite(a) and cmath.isfinite(b)):
         raise OverflowError("not a finite value")
-    return cmath.isclose(a, b, rel_tol=1e-10, abs_tol=1e-10)
+    return cmath.isclose(a, b, rel_tol=1e-10)
 
 
 class _Parser:
     """Recursive descent: sum, product, power, atom. Raises SyntaxError for what it does not know."""
 
     def __init__(self, text: str) -> None:
+        text = _MIXED_NUMBER.sub(r"(\1+\2)", _SPACED_FRACTION.sub(r"\1", text))
+        if _SIDE_BY_SIDE.search(text):
+            raise SyntaxError(text)
         self.tokens: list[str] = []
         at = 0
         while at < len(text):
@@ -100,7 +115,7 @@ class _Parser:
 
     def signed(self) -> Value:
         if self.peek() in ("+", "-"):
-            return _binary(self.take(), lambda _: 0j, self.signed())
+            return _binary(self.take(), lambda _: Fraction(0), self.signed())
         return self.power()
 
     def power(self) -> Value:
@@ -110,7 +125,7 @@ class _Parser:
     def exponent(self) -> Value:
         self.take("^")
         if self.peek() in ("+", "-"):
-            return _binary(self.take(), lambda _: 0j, self.atom())
+            return _binary(self.take(), lambda _: Fraction(0), self.atom())
         return self.atom()
 
     def mixed_number(self) -> Value | None:
@@ -123,12 +138,12 @@ class _Parser:
         token = self.take()
         name = token.removeprefix("\\")
         if token[0].isdigit() or token[0] == ".":
-            number = float(token)
-            return lambda _: complex(number)
+            number = Fraction(token)
+            return lambda _: number
         if token in ("(", "[", "{", "|"):
             inner = self.sum()
             self.take({"(": ")", "[": "]", "{": "}", "|": "|"}[token])
-            return inner if token != "|" else lambda point: complex(abs(inner(point)))
+            return inner if token != "|" else lambda point: _size(inner(point))
         if token == "\\pi":
             return lambda _: complex(cmath.pi)
         if token == "\\frac":
@@ -138,21 +153,20 @@ class _Parser:
         if token == "\\" + name and name in _FUNCTIONS:
             return self.function(_FUNCTIONS[name])
         if name in _SYMBOLS:
-            place = 1 + 0.1 * _SYMBOLS.index(name)
-            return lambda point: point * place
+            return lambda point: point[name]
         raise SyntaxError(token)
 
     def root(self) -> Value:
-        degree: Value = lambda _: 2 + 0j  # noqa: E731
+        degree: Value = lambda _: Fraction(2)  # noqa: E731
         if self.peek() == "[":
             self.take()
             degree = self.sum()
             self.take("]")
-        return _binary("^", self.argument(), _binary("/", lambda _: 1 + 0j, degree))
+        return _binary("^", self.argument(), _binary("/", lambda _: Fraction(1), degree))
 
-    def function(self, function: Callable[[complex], complex]) -> Value:
+    def function(self, function: Callable[[Any], Number]) -> Value:
         r"""Of a bracket, or of all factors up to the next sign, slash or function: `\sin 2x` is the sine of 2x."""
-        exponent: Value = self.exponent() if self.peek() == "^" else lambda _: 1 + 0j
+        exponent: Value = self.exponent() if self.peek() == "^" else lambda _: Fraction(1)
         bracket = self.peek() in ("(", "[", "{", "|")
         argument = self.power()
         while not bracket and self.peek() and self.peek() not in "+-*/)]}|" and self.peek()[1:] not in _FUNCTIONS:
@@ -170,9 +184,9 @@ class _Parser:
 def _binary(operator: str, left: Value, right: Value) -> Value:
     match operator:
         case "+":
-            return lambda point: left(point) + right(point)
+            return lambda point: _sum(left(point), right(point))
         case "-":
-            return lambda point: left(point) - right(point)
+            return lambda point: _sum(left(point), -right(point))
         case "*":
             return lambda point: left(point) * right(point)
         case "/":
@@ -181,7 +195,25 @@ def _binary(operator: str, left: Value, right: Value) -> Value:
             return lambda point: _power(left(point), right(point))
 
 
-def _power(base: complex, exponent: complex) -> complex:
-    if abs(exponent) > 1000:
+def _sum(a: Number, b: Number) -> Number:
+    return _rounded(a + b, max(_size(a), _size(b)))
+
+
+def _rounded(number: Number, of: Fraction | float) -> Number:
+    r"""Zero for what is left of terms of size `of` when they cancel but for rounding, as in `\sqrt2\sqrt2 - 2`."""
+    return number if isinstance(number, Fraction) or abs(number) >= _ROUNDING * of else Fraction(0)
+
+
+def _size(number: Number) -> Fraction | float:
+    size: Any = abs(number)
+    return size  # type: ignore[no-any-return]
+
+
+def _power(base: Number, exponent: Number) -> Number:
+    if _size(exponent) > 1000:
         raise OverflowError("an exponent beyond 1000")
-    return complex(base**exponent)
+    if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
+        bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+        if bits * abs(exponent) > LARGEST:
+            raise OverflowError(f"a power of more than {LARGEST} bits")
+    return base**exponent

@@ -70,6 +70,17 @@ SUBJECTS = (
         (r"\sin^2\theta", r"(\sin\theta)^2"),
         ("5xy", "5yx"),
         ("1{,}234", r"1,\!234"),
+        (r"12\,345\,678", "12345678"),
+        # Mixed numbers.
+        ("1 1/2", "3/2"),
+        ("-1 1/2", "-1.5"),
+        ("2 3/4 cm", r"2\frac{3}{4}"),
+        (r"\frac 1 2", "0.5"),
+        # Sums that are zero but for rounding.
+        (r"\sqrt{2}\sqrt{2} - 2", "0"),
+        (r"\sin\pi", "0"),
+        (r"\sqrt{3}(a+b) - \sqrt{3}b", r"a\sqrt{3}"),
+        ("2x 3y", "6xy"),
     ],
 )
 def test_equal_answers_are_equal_however_they_are_written(answer: str, gold: str) -> None:
@@ -113,6 +124,25 @@ def test_equal_answers_are_equal_however_they_are_written(answer: str, gold: str
         ("[" * 299, "5"),
         ("x" * 280, "5y"),
         ("mathematical function " * 64, "5"),
+        # Every letter has a value of its own.
+        ("a+c", "2b"),
+        ("m-n", "x-y"),
+        ("a-b", "p - q"),
+        # Numbers are compared exactly, however large or small.
+        ("2^{100}-1", "2^{100}"),
+        (r"2\times10^{-11}", r"3\times10^{-11}"),
+        ("10^{-12}", "0"),
+        (r"\sqrt{2}\cdot10^{-11}", r"\sqrt{3}\cdot10^{-11}"),
+        # Numbers side by side are neither multiplied nor joined.
+        ("2 3", "6"),
+        ("1 1/2", "1/2"),
+        ("1 1/2", "11/2"),
+        ("1 2", "12"),
+        (r"1\, \, 2", "12"),
+        ("2 3x", "6x"),
+        ("1 .5", "1.5"),
+        ("1.5.2", "0.3"),
+        ("((9^{999})^{999})^{999}", "((9^{999})^{999})^{998}"),
     ],
 )
 def test_different_or_meaningless_answers_are_not(answer: str, gold: str) -> None:

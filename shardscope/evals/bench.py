@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shardscope.checkpoint import BUILT_IN, save_checkpoint
+from shardscope.checkpoint import BUILT_IN, resolve_checkpoint, save_checkpoint
 from shardscope.config import PRESETS, ConfigError, ShardConfig
 from shardscope.model import Shard
 from shardscope.tokenizer import Tokenizer
@@ -64,14 +64,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print the table, write the JSON. Raises ConfigError for data that is not there."""
+    """Measure, print the table, write the JSON. Raises ConfigError for a checkpoint or data that is not there."""
+    for flag, least in (("questions", arguments.questions), ("runs", arguments.runs), ("batch", min(arguments.batch))):
+        if least < 1:
+            raise ConfigError(f"--{flag} {least} measures nothing; use at least 1")
+    named = resolve_checkpoint(arguments.checkpoint) if arguments.checkpoint else None
     requests = arc_requests(Path(arguments.data), arguments.questions)
     device = torch.device(arguments.device)
     dtype = arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     with TemporaryDirectory() as scratch:
-        checkpoint = arguments.checkpoint or random_checkpoint(PRESETS[arguments.model], Path(scratch) / "random")
+        checkpoint = named or random_checkpoint(PRESETS[arguments.model], Path(scratch) / "random")
         command = [sys.executable, "-m", "shardscope.cli", "export", str(checkpoint), f"{scratch}/exported"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        exported = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if exported.returncode:
+            raise ConfigError(exported.stderr.strip().removeprefix("error: "))
         rows = [
             row
             for batch in arguments.batch

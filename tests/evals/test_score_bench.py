@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,34 @@ def test_both_score_the_same_items_and_the_table_says_how_fast(
 def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ARC-Easy/test\.jsonl is not there; lay the folder out like evals/sample"):
         bench.run(arguments("--data", str(tmp_path), "--device", "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--checkpoint", "runs/nothing-here"], "runs/nothing-here: no such checkpoint or run"),
+        (["--runs", "0"], "--runs 0 measures nothing; use at least 1"),
+        (["--questions", "0"], "--questions 0 measures nothing"),
+        (["--batch", "4", "0"], "--batch 0 measures nothing"),
+    ],
+)
+def test_what_cannot_be_measured_gets_one_sentence(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match=message):
+        bench.run(arguments(*words, "--device", "cpu"))
+
+
+def test_a_checkpoint_that_cannot_be_exported_gets_the_exports_sentence(
+    homes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    broken = shutil.copytree(homes[0], tmp_path / "broken")
+    (broken / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"config\.json") as caught:
+        bench.run(arguments("--checkpoint", str(broken), "--device", "cpu"))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_the_table_in_the_docs_is_the_one_that_the_json_gives() -> None:

@@ -128,7 +128,7 @@ def _new_file(out: Path, made: str) -> Path:
 
 def write_table(out: Path, most: int = 6) -> Path:
     """table.md and table.csv: a line for each metric, a column for each of the newest `most` runs, the newest first."""
-    table = comparison(out).iloc[:, :most]
+    table = comparison(out).iloc[:, :most].dropna(how="all")  # no lines that only still older runs have
     table.to_csv(out / "table.csv")
     header = ["task", "shots", "metric", *table.columns]
     lines = [
@@ -145,7 +145,7 @@ def write_table(out: Path, most: int = 6) -> Path:
 
 
 def comparison(out: Path) -> pd.DataFrame:
-    """Every kept run as a column `checkpoint, data, time` of values ± standard errors; other files are only named."""
+    """Every kept run as a column `checkpoint, data, limit, time` of values ± standard errors; other files are named."""
     import pandas as pd
 
     columns = {}
@@ -173,7 +173,8 @@ def _column(file: Path) -> tuple[str, pd.Series]:
         raise ValueError("a metric that stands there twice")
     path = Path(facts["model_checkpoint"])
     run_name = path.parent.parent.name if path.parent.name == "checkpoints" else path.name
-    return f"{run_name}, {facts['data']}, {file.stem}", pd.Series(shown, index=index)
+    limit = "" if facts.get("limit") is None else f", limit {facts['limit']}"
+    return f"{run_name}, {facts['data']}{limit}, {file.stem}", pd.Series(shown, index=index)
 
 
 def _rows_of(table: pd.DataFrame) -> list[tuple[Any, ...]]:

@@ -134,7 +134,10 @@ def test_a_run_is_kept_and_shown_beside_the_earlier_ones(
     table = (tmp_path / "table.md").read_text().splitlines()
     header, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
     assert header[:3] == ["task", "shots", "metric"]
-    assert [column.rsplit(", ", 1)[1] for column in header[3:]] == ["2026-01-02T00-00-00", "2026-01-01T00-00-00"]
+    assert [column.rsplit(", ", 2)[1:] for column in header[3:]] == [
+        ["limit 2", "2026-01-02T00-00-00"],
+        ["limit 2", "2026-01-01T00-00-00"],
+    ]
     assert {line[0] for line in lines} == set(LIKELIHOODS)
     for line in lines:
         assert line[3]
@@ -155,9 +158,9 @@ def test_a_task_that_has_answers_written_runs_to_its_table(
     assert all(0 <= float(line[4]) <= 1 for line in lines)
 
 
-def kept(out: Path, value: float) -> Path:
+def kept(out: Path, value: float, task: str = "sums") -> Path:
     """A result of a second that is always the same."""
-    row = {"task": "sums", "shots": 0, "metric": "acc", "value": value, "stderr": None, "questions": 2}
+    row = {"task": task, "shots": 0, "metric": "acc", "value": value, "stderr": None, "questions": 2}
     lm = SimpleNamespace(device="cpu", get_model_info=lambda: {"model_checkpoint": "runs/small"})
     return suite.keep(out, lm, [row], arguments())  # type: ignore[arg-type]
 
@@ -168,6 +171,19 @@ def test_results_of_the_same_second_stand_side_by_side(tmp_path: Path, monkeypat
     assert [file.name for file in files] == [f"2026-01-01T00-00-00{n}.json" for n in ("", "-2", "-3")]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(file.name for file in files)
     assert sorted(suite.comparison(tmp_path).to_numpy().ravel()) == ["0.2500", "0.5000", "0.7500"]
+
+
+def test_the_table_has_no_line_that_none_of_its_runs_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([f"2026-01-0{day}T00-00-00" for day in (1, 2, 3)])
+    monkeypatch.setattr(suite.time, "strftime", lambda *_: next(times))
+    kept(tmp_path, 0.25, task="products")
+    for value in (0.5, 0.75):
+        kept(tmp_path, value)
+    table = suite.write_table(tmp_path, most=2).read_text()
+    assert "products" not in table
+    assert len(table.splitlines()) == len(["header", "rule", "sums"])
+    assert "limit" not in table  # these were whole runs
+    assert "products" in suite.write_table(tmp_path, most=3).read_text()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import server
 import torch
+from playwright.sync_api import TimeoutError as PageTimeout
 from small_run import MARKUP, make_run, with_markup
 
 from apps.page_runs import LOOK_EVERY
@@ -207,7 +208,14 @@ def taken_away(page, name: str) -> Iterator[object]:
     opened = page.locator("[data-testid=stPopoverBody]")
     opened.locator("code").wait_for()
     yield opened
-    page.keyboard.press("Escape")
+    # Escape goes astray where the page was drawn anew meanwhile and nothing in the popover has the focus.
+    for _ in range(20):
+        page.keyboard.press("Escape")
+        try:
+            opened.wait_for(state="detached", timeout=1_500)
+            return
+        except PageTimeout:
+            page.mouse.click(3, 300)
     opened.wait_for(state="detached")
 
 

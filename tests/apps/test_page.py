@@ -204,11 +204,19 @@ def weight_at(page, heatmap, row: int, column: int) -> tuple[str, float]:
 @contextmanager
 def taken_away(page, name: str) -> Iterator[object]:
     """What opens below a view: its notebook cell and its files."""
-    page.locator(f".st-key-take-{name.replace(' ', '-')} button").first.click()
+    button = page.locator(f".st-key-take-{name.replace(' ', '-')} button").first
     opened = page.locator("[data-testid=stPopoverBody]")
+    # So does a click that comes while the page is drawn anew.
+    for _ in range(6):
+        button.click()
+        try:
+            opened.locator("code").wait_for(timeout=10_000)
+            break
+        except PageTimeout:
+            page.keyboard.press("Escape")
     opened.locator("code").wait_for()
     yield opened
-    # Escape goes astray where the page was drawn anew meanwhile and nothing in the popover has the focus.
+    # Escape goes astray where nothing in the popover has the focus any more.
     for _ in range(20):
         page.keyboard.press("Escape")
         try:

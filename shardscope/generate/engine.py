@@ -174,9 +174,10 @@ def _sequence(model: Shard, row: int, prompt: Prompt, config: SamplingConfig, se
         raise GenerationError(f"prompt {row} holds ids outside the vocabulary of {model.config.vocab_size}")
     if len(ids) > n_ctx:
         raise GenerationError(f"prompt {row} has {len(ids)} tokens, the context holds {n_ctx}; shorten it")
-    # A vocabulary that was padded has ids that stand for no text.
-    known = [id for id in ids if tokenizer is not None and id < tokenizer.vocab_size]
-    text = prompt if isinstance(prompt, str) else tokenizer.decode(known) if tokenizer is not None else ""
+    text = prompt if isinstance(prompt, str) else ""
+    if not isinstance(prompt, str) and tokenizer is not None:
+        # A vocabulary that was padded has ids that stand for no text.
+        text = tokenizer.decode([id for id in ids if id < tokenizer.vocab_size])
     eos_id = tokenizer.eos_id if tokenizer is not None and config.stop_at_eos else None
     return _Sequence(row, text, ids, seed, n_ctx - len(ids), config, eos_id, TextStream(tokenizer, config.stop))
 

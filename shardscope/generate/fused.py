@@ -63,14 +63,17 @@ class FusedStep:
         dtype = packed.embedding.dtype
         wide = torch.float32 if self.few else dtype
         heads, d_head = config.n_heads, config.d_head
-        self.normed = torch.empty(rows, config.d_model, device=device, dtype=dtype)
         self.qkv = torch.empty(rows, 3 * heads * d_head, device=device, dtype=wide)
-        self.hidden = torch.empty(rows, config.d_mlp, device=device, dtype=wide)
+        if self.few:
+            self.hidden = torch.empty(rows, config.d_mlp, device=device)
+        else:
+            self.normed = torch.empty(rows, config.d_model, device=device, dtype=dtype)
         self.parts = {
             size: decode.Parts(rows, heads, d_head, self._splits(rows * heads, size), device, dtype)
             for size in {layer.keys.shape[2] for layer in layers}
         }
-        self.found = decode.Found(rows, -(-config.vocab_size // (32 if self.few else 1024)), device)
+        # A block of the vocabulary is a product's share of the weights, or of logits that are there already.
+        self.found = decode.Found(rows, config.vocab_size, 32 if self.few else 1024, device)
 
     def _splits(self, programs: int, size: int) -> int:
         if not self.few:

@@ -79,8 +79,8 @@ from shardscope.model.kernels import decode
 
 logits = torch.cat([torch.linspace(-20, 20, 57), torch.zeros(7)])[torch.randperm(64)][None]
 for cap in (5.0, 30.0, 1e4, 1e8):
-    found = decode.Found(1, 8, logits.device)
-    decode.Launcher(1, chained=False).likeliest(logits, found, cap, block=8)
+    found = decode.Found(1, 64, 8, logits.device)
+    decode.Launcher(1, chained=False).likeliest(logits, found, cap)
     true = (cap * torch.tanh(logits.double() / cap)).view(8, 8).max(dim=1).values
     torch.testing.assert_close(found.best[0].double(), true, atol=2e-5, rtol=1e-5)
 """

@@ -378,21 +378,19 @@ class Launcher:
             scale, heads, d_head, parts.splits, block, self.chained, num_warps=warps, **self.options,
         )  # fmt: skip
 
-    def unembed(
-        self, x: Rows, gain: Tensor, weight: Tensor, found: Found, eps: float, cap: float, block: int = 32
-    ) -> None:
+    def unembed(self, x: Rows, gain: Tensor, weight: Tensor, found: Found, eps: float, cap: float) -> None:
         """The likeliest token of each block of the vocabulary."""
         columns, width = weight.shape
-        _unembed_kernel[(triton.cdiv(columns, block),)](
+        _unembed_kernel[(triton.cdiv(columns, found.block),)](
             x, gain, weight, found.likeliest, found.best, found.mass, width, columns, eps, cap,
-            self.rows, block, triton.next_power_of_2(width), self.chained, **self.options,
+            self.rows, found.block, triton.next_power_of_2(width), self.chained, **self.options,
         )  # fmt: skip
 
-    def likeliest(self, raw: Float[Tensor, "batch vocab"], found: Found, cap: float, block: int = 1024) -> None:
+    def likeliest(self, raw: Float[Tensor, "batch vocab"], found: Found, cap: float) -> None:
         """The same from logits that are not capped yet."""
         rows, columns = raw.shape
-        grid = (rows, triton.cdiv(columns, block))
-        _likeliest_kernel[grid](raw, found.likeliest, found.best, found.mass, columns, cap, block)
+        grid = (rows, triton.cdiv(columns, found.block))
+        _likeliest_kernel[grid](raw, found.likeliest, found.best, found.mass, columns, cap, found.block)
 
     def choose(
         self, found: Found, embedding: Tensor, x: Rows, length: Tensor, count: Tensor, tokens: Tensor, logprobs: Tensor
@@ -425,8 +423,10 @@ class Parts:
 
 
 class Found:
-    """Of each block of the vocabulary the likeliest token, its logit, and the sum of exponentials relative to it."""
+    """Of each `block` of the vocabulary the likeliest token, its logit, and the sum of exponentials relative to it."""
 
-    def __init__(self, rows: int, blocks: int, device: torch.device) -> None:
+    def __init__(self, rows: int, vocab: int, block: int, device: torch.device) -> None:
+        self.block = block
+        blocks = triton.cdiv(vocab, block)
         self.likeliest = torch.empty(rows, blocks, dtype=torch.int32, device=device)
         self.best, self.mass = (torch.empty(rows, blocks, device=device) for _ in range(2))

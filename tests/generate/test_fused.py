@@ -8,7 +8,7 @@ import torch
 from shardscope import Shard
 from shardscope.config import PRESETS
 from shardscope.generate import SamplingConfig, generate
-from tests.model.test_kernels import interpreted
+from tests.interpreter import interpreted
 
 PREPARE = """
 from shardscope import Shard, ShardConfig

@@ -53,7 +53,7 @@ class FusedStep:
             _LAYERS[packed] = [_FusedLayer(block) for block in packed.blocks]
         self.layers = _LAYERS[packed]
         self.few = rows <= FEW
-        chained = self.few and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+        chained = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
         self.kernels = decode.Launcher(rows, chained)
         self.length = length
         self.count = torch.zeros(rows, dtype=torch.int32, device=device)

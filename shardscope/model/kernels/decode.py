@@ -2,8 +2,9 @@
 
 A step of few rows reads every weight once and computes almost nothing, so its time is that of starting kernels one
 after the other. These take all that lies between two products into the products, and under programmatic dependent
-launch (`chained`, Hopper and later) each fetches its weights while the kernel before it still runs. Everything is
-computed in float32. Weights lie as [out, in]; a row of the residual stream is float32.
+launch (`chained`, Hopper and later) each fetches its weights while the kernel before it still runs. Of many rows the
+products are the library's; what lies between two is a kernel of these, begun before the product has ended. Everything
+is computed in float32. Weights lie as [out, in]; a row of the residual stream is float32.
 
 `shardscope.generate.graphs` has the plain PyTorch that a step of these must equal.
 """
@@ -239,10 +240,11 @@ def _unembed_kernel(
 
 
 @triton.jit
-def _likeliest_kernel(raw, likeliest, best, mass, columns, cap, block_n: tl.constexpr):
+def _likeliest_kernel(raw, likeliest, best, mass, columns, cap, block_n: tl.constexpr, chained: tl.constexpr):
     """The same, of logits [batch columns] that are still to be capped."""
     row, block, blocks = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     n = block * block_n + tl.arange(0, block_n)
+    _after_the_last_kernel(chained)
     logits = _capped(tl.load(raw + row * columns + n, mask=n < columns, other=0.0).to(tl.float32), cap)
     _store_likeliest(logits, n, columns, row * blocks + block, likeliest, best, mass)
 
@@ -274,15 +276,18 @@ def _choose_kernel(
 
 
 @triton.jit
-def _added_norm_kernel(x, y, gain, normed, width, eps, adds: tl.constexpr, block_k: tl.constexpr):
+def _added_norm_kernel(
+    x, y, gain, normed, width, eps, adds: tl.constexpr, block_k: tl.constexpr, chained: tl.constexpr
+):  # fmt: skip
     """x += y, where `adds`; then its norm in the dtype of `normed`."""
     row, k = tl.program_id(0).to(tl.int64), tl.arange(0, block_k)
     inside = k < width
+    gains = tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
+    _after_the_last_kernel(chained)
     wide = tl.load(x + row * width + k, mask=inside, other=0.0)
     if adds:
         wide += tl.load(y + row * width + k, mask=inside, other=0.0).to(tl.float32)
         tl.store(x + row * width + k, wide, mask=inside)
-    gains = tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
     scaled = wide * tl.rsqrt(tl.sum(wide * wide, axis=0) / width + eps) * gains
     tl.store(normed + row * width + k, scaled.to(normed.dtype.element_ty), mask=inside)
 
@@ -319,7 +324,7 @@ def product_in_float32(
 def _tile(splits: int, size: int) -> tuple[int, int]:
     """Slots that a program looks at at once, and its warps: the fastest of those tried on an H200."""
     if splits == 1:
-        return 64, 8
+        return 32, 4
     return (64, 4) if size <= 2048 else (128, 8)
 
 
@@ -390,7 +395,9 @@ class Launcher:
         """The same from logits that are not capped yet."""
         rows, columns = raw.shape
         grid = (rows, triton.cdiv(columns, found.block))
-        _likeliest_kernel[grid](raw, found.likeliest, found.best, found.mass, columns, cap, found.block)
+        _likeliest_kernel[grid](
+            raw, found.likeliest, found.best, found.mass, columns, cap, found.block, self.chained, **self.options
+        )
 
     def choose(
         self, found: Found, embedding: Tensor, x: Rows, length: Tensor, count: Tensor, tokens: Tensor, logprobs: Tensor
@@ -407,8 +414,9 @@ class Launcher:
         """x += y (None: nothing); normed = norm(x)."""
         width = x.shape[1]
         _added_norm_kernel[(self.rows,)](
-            x, x if y is None else y, gain, normed, width, eps, y is not None, triton.next_power_of_2(width)
-        )
+            x, x if y is None else y, gain, normed, width, eps, y is not None, triton.next_power_of_2(width),
+            self.chained, **self.options,
+        )  # fmt: skip
 
 
 class Parts:

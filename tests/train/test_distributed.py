@@ -1,4 +1,4 @@
-"""Two gloo processes on one CPU: each way of sharing the work gives the losses of a single process."""
+"""Two processes, of gloo on one CPU or of NCCL on two GPUs: each way of sharing the work gives the losses of one."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ sys.exit(run_recipe("pretrain", "", sys.argv[1:]))
 FLAGS = {"model.n_ctx": "256", "train.eval_every": "3", "train.sample_every": "20"}
 
 
-def run_on_two(recipe: Path, folder: Path, parallel: str) -> None:
+def run_on_two(recipe: Path, folder: Path, parallel: str, flags: dict[str, str] = FLAGS) -> None:
     script = recipe.parent / "two.py"
     script.write_text(SCRIPT)
-    words = [word for key, value in FLAGS.items() for word in (f"--{key}", value)]
+    words = [word for key, value in flags.items() for word in (f"--{key}", value)]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script),
          str(recipe), *words, "--run_dir", str(folder), "--train.parallel", parallel],
@@ -40,8 +40,8 @@ def run_on_two(recipe: Path, folder: Path, parallel: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def run_alone(recipe: Path, folder: Path) -> None:
-    train(load_recipe(recipe, {**FLAGS, "run_dir": str(folder)}), progress=False)
+def run_alone(recipe: Path, folder: Path, flags: dict[str, str] = FLAGS) -> None:
+    train(load_recipe(recipe, {**flags, "run_dir": str(folder)}), progress=False)
 
 
 def forget_all_after(step: int, folder: Path) -> None:
@@ -92,3 +92,21 @@ def test_two_processes_give_the_losses_of_one_whichever_began(recipe_file: Path,
     assert numbers(shared) == expected
     starts = [line for line in read_metrics(shared, "event") if line["event"] == "start"]
     assert [(line["processes"], line["resumed_at"]) for line in starts] == [(2, 0), (1, 10)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_gpus_give_the_losses_of_one(recipe_file: Path, tmp_path: Path, dtype: str) -> None:
+    flags = {**FLAGS, "train.device": "cuda", "train.dtype": dtype}
+    run_alone(recipe_file, tmp_path / "alone", flags)
+    expected = pytest.approx(numbers(tmp_path / "alone"), abs=5e-4 if dtype == "float32" else 5e-3)
+    for parallel in ("ddp", "fsdp"):
+        run_on_two(recipe_file, tmp_path / parallel, parallel, flags)
+        assert numbers(tmp_path / parallel) == expected
+
+    # Begun by two that share the weights, ended by one, which holds all of them.
+    forget_all_after(10, tmp_path / "fsdp")
+    run_alone(recipe_file, tmp_path / "fsdp", flags)
+    assert numbers(tmp_path / "fsdp") == expected

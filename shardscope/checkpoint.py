@@ -128,9 +128,10 @@ def load(
     weights = read_weights(folder, config)
     with torch.device("meta"):
         model = Shard(config)
-    stored = next(iter(weights.values())).dtype
-    model.to_empty(device=device).to(dtype or stored)
-    model.load_state_dict(weights)
+    # Copies: what safetensors returns may still lie in the file.
+    weights = {name: tensor.to(device, dtype or tensor.dtype, copy=True) for name, tensor in weights.items()}
+    model.load_state_dict(weights, assign=True)
+    model.to(device)
     if (folder / TOKENIZER).exists():
         model.tokenizer = Tokenizer.load(folder / TOKENIZER)
         if model.tokenizer.vocab_size > config.vocab_size:

@@ -31,6 +31,17 @@ def test_a_checkpoint_comes_back_as_it_was(tiny_checkpoint: Path, tiny_model: Sh
     assert torch.equal(model(ids), tiny_model(ids))
 
 
+def test_a_loaded_model_is_trained_on_and_its_file_stays_as_it_is(tiny_checkpoint: Path) -> None:
+    before = (tiny_checkpoint / "model.safetensors").read_bytes()
+    model = load(tiny_checkpoint)
+    model(torch.tensor([[1, 2, 3]])).sum().backward()
+    with torch.no_grad():
+        for weight in model.parameters():
+            assert weight.grad is not None
+            weight += 1
+    assert (tiny_checkpoint / "model.safetensors").read_bytes() == before
+
+
 def test_a_bfloat16_checkpoint_stays_bfloat16_unless_asked(tmp_path: Path, tiny_model: Shard) -> None:
     folder = save_checkpoint(tmp_path / "half", tiny_model.bfloat16())
     assert load(folder, dtype=None).embed.W_E.dtype == torch.bfloat16

@@ -154,14 +154,15 @@ def test_every_command_shows_examples_to_paste(capsys: pytest.CaptureFixture[str
         assert f"  shardscope {command}" in capsys.readouterr().out
 
 
-def test_importing_the_package_leaves_the_compiler_and_the_guests_alone() -> None:
-    """The compiler's machinery alone takes a second; `import shardscope` may cost half of one over torch."""
+def test_importing_the_package_and_loading_a_model_leave_the_compiler_and_the_guests_alone() -> None:
+    """The compiler's machinery alone takes two seconds; `import shardscope` may cost half of one over torch."""
     program = """
 import sys, torch
 before = set(sys.modules)
 import shardscope
-heavy = {"torch._dynamo", "torch._inductor", "transformers", "transformer_lens", "lm_eval", "streamlit", "pandas",
-         "datasets", "triton"}
+shardscope.load()
+heavy = {"torch._dynamo", "torch._inductor", "sympy", "transformers", "transformer_lens", "lm_eval", "streamlit",
+         "pandas", "datasets", "triton"}
 print(sorted(heavy & (set(sys.modules) - before)))
 """
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

@@ -63,8 +63,10 @@ class Rotary(nn.Module):
 
     def reset_parameters(self) -> None:
         """The table of angles, in float32 throughout: that is how transformers rounds far positions, to the bit."""
-        channel = torch.arange(0, self.config.d_head, 2, dtype=torch.float32, device=self.cos.device)
-        pos = torch.arange(self.config.n_ctx, dtype=torch.float32, device=self.cos.device)
+        # No checkpoint holds it: it has to be there when weights are assigned to a model on the meta device.
+        device = "cpu" if self.cos.is_meta else self.cos.device
+        channel = torch.arange(0, self.config.d_head, 2, dtype=torch.float32, device=device)
+        pos = torch.arange(self.config.n_ctx, dtype=torch.float32, device=device)
         angle = pos[:, None] * (1.0 / self.config.rope_base ** (channel / self.config.d_head))
         self.cos = angle.cos()
         self.sin = angle.sin()
@@ -220,7 +222,12 @@ class Shard(HookedModule):
         self.name_hooks()
 
     def reset_parameters(self) -> None:
-        """Normal weights of variance 1/fan-in; what writes to the residual stream is smaller the deeper the model."""
+        """Normal weights of variance 1/fan-in; what writes to the residual stream is smaller the deeper the model.
+
+        On the meta device, where there are no numbers, nothing: PyTorch would import its compiler for it, two seconds.
+        """
+        if self.embed.W_E.is_meta:
+            return
         depth = (2 * self.config.n_layers) ** -0.5
         nn.init.normal_(self.embed.W_E, std=0.02)
         for block in self.blocks:

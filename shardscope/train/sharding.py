@@ -95,6 +95,5 @@ def whole_model(model: Shard, keep: bool) -> Shard | None:
         return None
     with torch.device("meta"):
         copy = type(model)(model.config, model.tokenizer)
-    copy.to_empty(device=model.device)
-    copy.load_state_dict(weights)
-    return copy
+    copy.load_state_dict(weights, assign=True)
+    return copy.to(model.device)

@@ -12,13 +12,12 @@ import streamlit as st
 from apps.parts import address, share
 from apps.parts.heads import Cell, head_grid, viridis
 from apps.parts.heatmap import Side, heatmap
-from apps.parts.kept import kept_map, kept_reading, kept_scores
+from apps.parts.kept import MAP_CELLS, kept_layer, kept_map, kept_scores
 from apps.parts.prompt import Asked, ask
 from apps.parts.tokens import drawn_part, token_strip
 from shardscope.config import LayerKind
 from shardscope.lens.microscope import SCORES, HeadScores, LayerReading, PooledBand
 
-MAP_CELLS = 256  # on a side, of the whole map
 TILE_CELLS = 192  # of a rectangle up close: up to here every square is one weight
 MOST_FAR = 5  # tokens outside the strip that are named
 KIND_COLOR: dict[LayerKind, str] = dict(zip(get_args(LayerKind), ("blue", "orange"), strict=True))
@@ -41,8 +40,8 @@ def look_inside(asked: Asked) -> None:
     if not 0 <= st.session_state.query < n_tokens:
         st.session_state.query = asked.prompt_tokens - 1
     query = int(st.session_state.query)
-    reading = kept_reading(asked.opened, asked.ids).layers[layer]
-    texts = asked.texts()
+    reading = kept_layer(asked.opened, asked.ids, layer)
+    texts = asked.texts
     left, right = st.columns([5, 9], gap="medium")
     with right:
         draw_head(asked, reading, head, query, texts)
@@ -165,7 +164,7 @@ def draw_head(asked: Asked, reading: LayerReading, head: int, query: int, texts:
         )
     by_distance = shown == "band"
     name = share.file_name(asked, f"layer{reading.layer}", f"head{head}", shown)
-    pooled = kept_map(asked.opened, asked.ids, reading, head, MAP_CELLS, by_distance)
+    pooled = kept_map(asked.opened, asked.ids, reading, head, by_distance)
     n_tokens, labels = reading.n_tokens, texts[:: pooled.cell]
     rows = Side("query: the token that reads", 0, n_tokens, pooled.cell, labels)
     columns = Side("key: the token that is read", 0, n_tokens, pooled.cell, labels)

@@ -53,7 +53,7 @@ def look_at_tokens(asked: Asked) -> None:
     lens = read_out(asked, first, last)
     tint = np.zeros(n_tokens)
     tint[first + 1 : last + 1] = lens.next_probability[-1]
-    token_strip(asked.texts(), asked.prompt_tokens, query, tint, says=("probability", ""))
+    token_strip(asked.texts, asked.prompt_tokens, query, tint, says=("probability", ""))
     st.caption(
         f"The framed token, number {query}, is explained below. The stronger the tint, the likelier a token was. "
         "Click another, or use the arrow keys and Enter."

@@ -9,18 +9,28 @@ async function draw({ data, parentElement, setTriggerValue }) {
   root.wanted = data;
   const sprite = data.sprite && (await shelved(data.sprite.slot, data.sprite.digest));
   if (root.wanted !== data) return;
-  const focused = root.contains(parentElement.activeElement ?? null) ? parentElement.activeElement.dataset.head : null;
-  root.replaceChildren(...data.bands.map((band) => drawBand(band, data, sprite, setTriggerValue)));
+  root.send = setTriggerValue;
+  // Buttons stay where they are when another is pressed: drawing a hundred small maps again takes longer than the rest.
+  const grid = JSON.stringify([data.bands, data.sprite], (key, value) => (key === "pressed" ? undefined : value));
+  if (grid !== root.grid) {
+    const focused = root.contains(parentElement.activeElement ?? null) ? parentElement.activeElement.dataset.head : null;
+    root.replaceChildren(...data.bands.map((band) => drawBand(band, data, sprite, root)));
+    root.querySelector(`[data-head="${focused}"]`)?.focus();
+    root.grid = grid;
+  }
   const buttons = [...root.querySelectorAll("button")];
-  const first = buttons.find((button) => button.getAttribute("aria-pressed") === "true") ?? buttons[0];
-  if (first) first.tabIndex = 0;
-  if (focused) buttons.find((button) => button.dataset.head === focused)?.focus();
+  const cells = data.bands.flatMap((band) => band.rows.flatMap((row) => row.cells));
+  const first = Math.max(0, cells.findIndex((cell) => cell.pressed));
+  buttons.forEach((button, at) => {
+    button.setAttribute("aria-pressed", String(cells[at].pressed));
+    button.tabIndex = at === first ? 0 : -1;
+  });
   root.onkeydown = (event) => move(event, buttons);
   parentElement.querySelector(".save").onclick = () => save(data, sprite);
   root.dataset.shows = data.name;
 }
 
-function drawBand(band, data, sprite, send) {
+function drawBand(band, data, sprite, root) {
   const section = element("section", band.kind);
   const heading = element("p", "band");
   heading.append(element("b", band.kind, `${band.kind} layers`), ` ${band.note}`);
@@ -35,9 +45,7 @@ function drawBand(band, data, sprite, send) {
       button.dataset.head = `${row.layer}.${cell.head}`;
       button.title = cell.title;
       button.setAttribute("aria-label", cell.title);
-      button.setAttribute("aria-pressed", String(cell.pressed));
-      button.tabIndex = -1;
-      button.onclick = () => send("head", [row.layer, cell.head]);
+      button.onclick = () => root.send("head", [row.layer, cell.head]);
       if (cell.color) [button.style.backgroundColor, button.style.color] = [cell.color, cell.ink];
       if (sprite) {
         const [columns, rows] = data.sprite_heads;

@@ -17,7 +17,7 @@ from PIL import Image
 from apps.parts.heatmap import Side, visible_squares
 from apps.parts.shelf import SHELF_JS, shelve
 from shardscope.config import ShardConfig
-from shardscope.lens.microscope import HeadScores
+from shardscope.lens.microscope import THUMBNAIL_CELLS, HeadScores
 
 _VIRIDIS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
 # Blue for less, orange for more, white for nothing: told apart with every common colour blindness.
@@ -141,12 +141,13 @@ def _sprite(scores: Sequence[HeadScores], config: ShardConfig) -> str:
 
     What a head cannot see is left out: the future, and what lies outside its window.
     """
-    size = len(scores[0].thumbnail)
-    side = Side("", 0, int(scores[0].distance_edges[-1]), scores[0].cell)
+    maps = [score.map.coarser(THUMBNAIL_CELLS) for score in scores]
+    size = len(maps[0].mean)
+    side = Side("", 0, len(maps[0].queries), maps[0].cell)
     seen = {window: visible_squares(side, side, window, distance=False) for window in set(config.windows)}
     shades = np.zeros((config.n_layers * size, config.n_heads * size), dtype=np.uint8)
-    for score in scores:
-        shade = 1 + np.rint(np.sqrt(np.clip(score.thumbnail, 0, 1)) * 254)
+    for score, small in zip(scores, maps, strict=True):
+        shade = 1 + np.rint(np.sqrt(np.clip(small.mass, 0, 1)) * 254)
         part = shades[score.layer * size :, score.head * size :][:size, :size]
         part[:] = np.where(seen[score.window], shade, 0)
     image = Image.fromarray(shades, "P")

@@ -4,7 +4,7 @@
 const VIRIDIS = ["440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725"].map(
   (color) => [0, 2, 4].map((at) => parseInt(color.slice(at, at + 2), 16))
 );
-const HIDDEN = 65535;
+const CODES = 65535; // of weight 1
 const EDGE = "#ff7f0e";
 const CHOSEN = "#ff4fa3";
 
@@ -43,14 +43,14 @@ class HeatMap {
   async show(data, send) {
     this.send = send;
     const { slot, digest } = data.weights;
-    const picture = `${digest} ${data.rows.count}`;
+    const picture = `${digest} ${data.seen}`;
     this.wanted = data;
     if (picture !== this.painted) {
-      const weights = await unpack(await shelved(slot, digest));
+      const packed = await shelved(slot, digest);
       if (data !== this.wanted) return;
       this.cursor = this.anchor = null;
-      this.weights = weights;
-      this.picture = paint(weights, data);
+      this.weights = unpack(packed, data);
+      this.picture = paint(this.weights, data);
       this.painted = picture;
     }
     this.data = data;
@@ -63,8 +63,9 @@ class HeatMap {
   // ------------------------------------------------------------------------------------- what is where
 
   weight(row, column) {
-    const coded = this.weights[row * this.data.columns.count + column];
-    return coded === HIDDEN ? null : (coded / (HIDDEN - 1)) ** 2;
+    const [first, end] = this.data.seen[row];
+    if (column < first || column >= end) return null;
+    return (this.weights[row * this.data.columns.count + column] / CODES) ** 2;
   }
 
   at(event, clamped = false) {
@@ -315,26 +316,33 @@ class HeatMap {
   }
 }
 
-async function unpack(text) {
-  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint16Array(await new Response(stream).arrayBuffer());
+function unpack(text, { rows, columns, seen }) {
+  const raw = atob(text);
+  const weights = new Uint16Array(rows.count * columns.count);
+  let at = 0;
+  seen.forEach(([first, end], row) => {
+    for (let square = row * columns.count + first; square < row * columns.count + end; square++, at += 2) {
+      weights[square] = raw.charCodeAt(at) | (raw.charCodeAt(at + 1) << 8);
+    }
+  });
+  return weights;
 }
 
-function paint(weights, { rows, columns, top }) {
+function paint(weights, { rows, columns, top, seen }) {
   const picture = document.createElement("canvas");
   [picture.width, picture.height] = [columns.count, rows.count];
   const pen = picture.getContext("2d");
   const pixels = pen.createImageData(columns.count, rows.count);
-  const most = Math.sqrt(top) * (HIDDEN - 1);
-  weights.forEach((coded, at) => {
-    if (coded === HIDDEN) return;
-    const shade = Math.min(coded / most, 1) * (VIRIDIS.length - 1);
-    const low = Math.min(Math.floor(shade), VIRIDIS.length - 2);
-    for (let c = 0; c < 3; c++) {
-      pixels.data[4 * at + c] = VIRIDIS[low][c] + (shade - low) * (VIRIDIS[low + 1][c] - VIRIDIS[low][c]);
+  const most = Math.sqrt(top) * CODES;
+  seen.forEach(([first, end], row) => {
+    for (let at = row * columns.count + first; at < row * columns.count + end; at++) {
+      const shade = Math.min(weights[at] / most, 1) * (VIRIDIS.length - 1);
+      const low = Math.min(Math.floor(shade), VIRIDIS.length - 2);
+      for (let c = 0; c < 3; c++) {
+        pixels.data[4 * at + c] = VIRIDIS[low][c] + (shade - low) * (VIRIDIS[low + 1][c] - VIRIDIS[low][c]);
+      }
+      pixels.data[4 * at + 3] = 255;
     }
-    pixels.data[4 * at + 3] = 255;
   });
   pen.putImageData(pixels, 0, 0);
   return picture;

@@ -7,7 +7,6 @@ colour-blind people can read it, and attention is heavy-tailed.
 from __future__ import annotations
 
 import base64
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import streamlit as st
 from apps.parts.shelf import SHELF_JS, shelve
 from apps.parts.text import on_one_line
 
-HIDDEN = 65535
+CODES = 65535  # of weight 1
 _HTML = """<div class="heatmap"><div class="frame"><canvas tabindex="0" role="application"></canvas>
 <div class="tip" role="status" hidden></div></div>
 <div class="below"><span class="what"></span><span class="bar"></span><span class="top"></span>
@@ -95,6 +94,7 @@ def heatmap(
             "name": name,
             "what": what,
             "weights": shelve(key, pack(weights, seen)),
+            "seen": spans(seen),
             "top": max(float(shown.max()), 1e-6) if shown.size else 1.0,
             "rows": rows.to_json(),
             "columns": columns.to_json(),
@@ -114,10 +114,18 @@ def heatmap(
 
 
 def pack(weights: np.ndarray, seen: np.ndarray) -> str:
-    """Weights in [0, 1] as zlib-compressed, base64-coded little-endian numbers of 16 bits."""
-    coded = np.rint(np.sqrt(np.clip(weights, 0, 1)) * (HIDDEN - 1)).astype("<u2")
-    coded[~seen] = HIDDEN
-    return base64.b64encode(zlib.compress(coded.tobytes())).decode()
+    """The weights of the squares that are seen, row by row, as base64-coded little-endian numbers of 16 bits.
+
+    Not compressed: a browser only inflates in the background, behind all that a rerun asks of it.
+    """
+    coded = np.rint(np.sqrt(np.clip(weights[seen], 0, 1)) * CODES).astype("<u2")
+    return base64.b64encode(coded.tobytes()).decode()
+
+
+def spans(seen: np.ndarray) -> list[list[int]]:
+    """The first column of each row that is seen, and the one after the last."""
+    first = seen.argmax(axis=1)
+    return np.stack([first, first + seen.sum(axis=1)], axis=1).tolist()
 
 
 def visible_squares(rows: Side, columns: Side, window: int | None, distance: bool) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import streamlit as st
@@ -13,12 +14,23 @@ import torch
 from apps.parts.checkpoints import Opened, device, fingerprint
 from apps.parts.text import plain
 from shardscope import load
-from shardscope.lens.microscope import HeadScores, LayerReading, PooledBand, PooledMap, Reading, head_scores, read
+from shardscope.lens.microscope import (
+    HeadScores,
+    LayerReading,
+    PooledBand,
+    PooledMap,
+    Reading,
+    head_scores,
+    read,
+    read_layers,
+)
 from shardscope.model import HookPoint
 
 Result = TypeVar("Result")
 Report = Callable[[float, str], None]
 Ids = tuple[int, ...]
+
+MAP_CELLS = 256  # on a side of a whole map
 
 
 @st.cache_resource
@@ -56,22 +68,64 @@ def _watched(words: str, work: Callable[[Report], Result]) -> Result:
     return found
 
 
+class Partly:
+    """A prompt that is read layer by layer, as far as somebody has asked for."""
+
+    def __init__(self, opened: Opened, ids: Ids) -> None:
+        self.opened = opened
+        self.ids = torch.tensor(ids)
+        self._lock = Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.layers: list[LayerReading] = []
+        self._rest = read_layers(self.opened.model, self.ids)
+
+    def upto(self, layer: int) -> LayerReading:
+        """This layer; the page says so while it is waited for."""
+        if layer >= len(self.layers):
+            _watched("Reading the prompt …", lambda report: self._read(layer, report))
+        return self.layers[layer]
+
+    def _read(self, layer: int, report: Report) -> None:
+        n_layers = self.opened.model.config.n_layers
+        while layer >= len(self.layers):
+            report(len(self.layers) / n_layers, f"layer {len(self.layers) + 1} of {n_layers}")
+            with self._lock:  # sessions share it
+                if layer >= len(self.layers):
+                    try:
+                        self.layers.append(alone(self.opened, lambda: next(self._rest)))
+                    except BaseException:
+                        self._begin()  # a pass that broke off does not go on
+                        raise
+
+
+def _reading(opened: Opened, ids: Ids) -> Partly:
+    """400 MB of shard-54m at its whole context, so only two are kept."""
+    return kept("reading", (opened.fingerprint, ids), 2, "", lambda _: Partly(opened, ids))
+
+
+def kept_layer(opened: Opened, ids: Ids, layer: int) -> LayerReading:
+    """The queries and keys of a layer; what comes after it is not read for it."""
+    return _reading(opened, ids).upto(layer)
+
+
 def kept_reading(opened: Opened, ids: Ids) -> Reading:
-    """The queries and keys of every layer: 400 MB of shard-54m at its whole context, so only two are kept."""
-    return kept(
-        "reading",
-        (opened.fingerprint, ids),
-        2,
-        "Reading the prompt …",
-        lambda report: alone(opened, lambda: read(opened.model, torch.tensor(ids), progress=report)),
-    )
+    """The queries and keys of every layer."""
+    partly = _reading(opened, ids)
+    partly.upto(opened.model.config.n_layers - 1)
+    return Reading(opened.model.config, torch.tensor(ids).to(opened.model.device), partly.layers)
 
 
 def kept_scores(opened: Opened, ids: Ids) -> list[HeadScores]:
-    """Every head in numbers."""
+    """Every head in numbers and as a map: 50 MB of shard-54m, so only two are kept."""
     reading = kept_reading(opened, ids)
     return kept(
-        "scores", (opened.fingerprint, ids), 64, "Scoring all heads …", lambda report: head_scores(reading, report)
+        "scores and maps",
+        (opened.fingerprint, ids),
+        2,
+        "Scoring all heads …",
+        lambda report: head_scores(reading, report, MAP_CELLS),
     )
 
 
@@ -84,13 +138,15 @@ def kept_scores_of(path: Path, ids: Ids) -> list[HeadScores]:
     return kept("scores", (fingerprint(path), ids), 64, f"Scoring the heads of {plain(path.name)} …", work)
 
 
-def kept_map(
-    opened: Opened, ids: Ids, reading: LayerReading, head: int, cells: int, by_distance: bool
-) -> PooledMap | PooledBand:
+def kept_map(opened: Opened, ids: Ids, reading: LayerReading, head: int, by_distance: bool) -> PooledMap | PooledBand:
     """One head's map, or its band."""
+    if not by_distance:
+        for score in _shelf("scores and maps").get((opened.fingerprint, ids), ()):
+            if (score.layer, score.head) == (reading.layer, head):
+                return score.map
     pooled = reading.pooled_band if by_distance else reading.pooled
-    key = (opened.fingerprint, ids, reading.layer, head, cells, by_distance)
-    return kept("maps", key, 32, "", lambda _: pooled(head, cells))
+    key = (opened.fingerprint, ids, reading.layer, head, by_distance)
+    return kept("maps", key, 32, "", lambda _: pooled(head, MAP_CELLS))
 
 
 def alone(opened: Opened, work: Callable[[], Result], report: Report | None = None, passes: int = 1) -> Result:

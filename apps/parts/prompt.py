@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import streamlit as st
 import torch
@@ -32,6 +33,7 @@ class Asked:
         """One token, readable; a vocabulary padded past its tokenizer has ids that stand for no text."""
         return self.tokenizer.token_text(id) if id < self.tokenizer.vocab_size else f"<id {id}>"
 
+    @cached_property
     def texts(self) -> list[str]:
         return [self.text(id) for id in self.ids]
 

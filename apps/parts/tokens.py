@@ -6,6 +6,7 @@ Both put strangers' text into the page with `textContent`, never as HTML or Mark
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import streamlit as st
@@ -29,71 +30,6 @@ button:focus-visible { outline: 3px solid var(--st-primary-color); outline-offse
 .far { font-family: var(--st-code-font); font-size: 0.8rem; color: var(--st-text-color); line-height: 1.9; }
 """
 _STRIP_HTML = '<div class="strip" role="toolbar" aria-label="Tokens"></div><div class="far"></div>'
-_STRIP_JS = """
-export default function ({ data, parentElement, setTriggerValue }) {
-  const strip = parentElement.querySelector(".strip");
-  const buttons = data.texts.map((text, index) => {
-    const pos = data.first + index;
-    const button = strip.querySelector(`button[data-pos="${pos}"]`) ?? document.createElement("button");
-    button.type = "button";
-    button.dataset.pos = pos;
-    button.className = pos === 0 ? "start" : pos < data.prompt_tokens ? "prompt" : "new";
-    button.textContent = text.replaceAll("\\n", "\\u21b5").replaceAll("\\t", "\\u21e5");
-    const [tint, bar] = [data.tint[index], data.bar[index] ?? 0];
-    const share = Math.round(80 * Math.sqrt(tint));
-    button.style.background =
-      `color-mix(in srgb, var(--st-primary-color) ${share}%, var(--st-secondary-background-color))`;
-    button.style.boxShadow = bar > 0.004 ? `inset 0 -${(6 * Math.sqrt(bar)).toFixed(1)}px #f28e2b` : "";
-    button.title = [`token ${pos}`, data.says[0] && `${data.says[0]} ${tint.toFixed(4)}`,
-      data.says[1] && `${data.says[1]} ${bar.toFixed(4)}`].filter(Boolean).join(", ");
-    button.setAttribute("aria-pressed", String(pos === data.query));
-    button.setAttribute("aria-label", `${text} ${button.title}`);
-    button.tabIndex = pos === data.query ? 0 : -1;
-    button.onclick = () => setTriggerValue("query", pos);
-    return button;
-  });
-  const more = (count, where) => {
-    const note = document.createElement("span");
-    note.className = "more";
-    note.textContent = `${count} more tokens ${where}`;
-    return count ? [note] : [];
-  };
-  const nodes = [
-    ...more(data.first, "before"),
-    ...buttons.flatMap((b, index) => (data.texts[index].includes("\\n") ? [b, document.createElement("br")] : [b])),
-    ...more(data.n_tokens - data.first - buttons.length, "after"),
-  ];
-  const focused = strip.getRootNode().activeElement;
-  strip.replaceChildren(...nodes);
-  parentElement.querySelector(".far").replaceChildren(...furtherOff(data, setTriggerValue));
-  if (buttons.includes(focused)) focused.focus();
-  const chosen = buttons[data.query - data.first];
-  const far = chosen.offsetTop - strip.offsetTop - strip.scrollTop;
-  if (far < 0 || far > strip.clientHeight - 30) strip.scrollTop += far - strip.clientHeight / 2;
-  strip.onkeydown = (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1, Home: -buttons.length, End: buttons.length }[event.key];
-    const at = buttons.indexOf(event.target);
-    if (step === undefined || at < 0) return;
-    event.preventDefault();
-    buttons[Math.min(Math.max(at + step, 0), buttons.length - 1)].focus();
-  };
-}
-
-// The most tinted of the tokens that are not drawn.
-function furtherOff(data, setTriggerValue) {
-  const nodes = data.far.map(({ pos, text, tint }) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.dataset.far = pos;
-    button.textContent = `${pos} ${text.replaceAll("\\n", "\\u21b5").replaceAll("\\t", "\\u21e5")} ${tint.toFixed(3)}`;
-    button.title = `token ${pos}, ${data.says[0]} ${tint.toFixed(4)}`;
-    button.onclick = () => setTriggerValue("query", pos);
-    return button;
-  });
-  return nodes.length ? ["Further off: ", ...nodes] : [];
-}
-"""
-
 _MARKED_CSS = """
 .marked { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.55; unicode-bidi: plaintext;
           font-family: var(--st-code-font); font-size: 0.9rem; color: var(--st-text-color); }
@@ -116,7 +52,9 @@ export default function ({ data, parentElement }) {
 }
 """
 
-_strip = st.components.v2.component("token_strip", html=_STRIP_HTML, css=_STRIP_CSS, js=_STRIP_JS)
+_strip = st.components.v2.component(
+    "token_strip", html=_STRIP_HTML, css=_STRIP_CSS, js=Path(__file__).with_name("strip.js").read_text(encoding="utf-8")
+)
 _marked = st.components.v2.component("marked_text", html='<div class="marked"></div>', css=_MARKED_CSS, js=_MARKED_JS)
 
 

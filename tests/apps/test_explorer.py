@@ -9,6 +9,7 @@ import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from xml.etree import ElementTree
 
 import numpy as np
@@ -24,10 +25,11 @@ from streamlit.testing.v1 import AppTest
 from apps.page_failures import evidence, judge
 from apps.page_runs import CURVES, curve_cell, curve_table, find_runs, fork_step, story
 from apps.parts.address import CHOICES, FIRST_PROMPT, PACKED, pack, unpack, write
-from apps.parts.checkpoints import find_checkpoints, fingerprint
+from apps.parts.checkpoints import Opened, find_checkpoints, fingerprint
 from apps.parts.continuing import Continuation
-from apps.parts.heatmap import HIDDEN, Side, visible_squares
+from apps.parts.heatmap import CODES, Side, spans, visible_squares
 from apps.parts.heatmap import pack as pack_weights
+from apps.parts.kept import Partly
 from apps.parts.share import table_svg
 from apps.parts.text import plain, visible
 from apps.parts.tokens import furthest
@@ -270,6 +272,9 @@ def test_a_map_sends_only_the_squares_that_its_head_can_see() -> None:
         squares = {(int(q), int(k)) for q, k in np.argwhere(visible_squares(side, side, window, distance=False))}
         pairs = {(q, k) for q in range(7) for k in range(q + 1) if window is None or q - k < window}
         assert squares == {(q // cell, k // cell) for q, k in pairs}
+        rows = visible_squares(side, Side("", 2, 7, cell), window, distance=False)
+        for row, (first, end) in zip(rows, spans(rows), strict=True):
+            assert np.flatnonzero(row).tolist() == list(range(first, end))
     band = visible_squares(Side("", 0, 5), Side("", 0, 3), 3, distance=True)
     assert band.sum(axis=1).tolist() == [1, 2, 3, 3, 3]
 
@@ -278,9 +283,8 @@ def test_a_weight_survives_the_way_to_the_browser() -> None:
     weights = np.linspace(0, 1, 4001).reshape(1, -1).astype(np.float32)
     seen = np.ones_like(weights, dtype=bool)
     seen[0, 7] = False
-    sent = np.frombuffer(zlib.decompress(base64.b64decode(pack_weights(weights, seen))), dtype="<u2")
-    assert sent[7] == HIDDEN
-    back = (np.delete(sent, 7) / (HIDDEN - 1)) ** 2
+    sent = np.frombuffer(base64.b64decode(pack_weights(weights, seen)), dtype="<u2")
+    back = (sent / CODES) ** 2
     np.testing.assert_allclose(back, np.delete(weights, 7), atol=2e-5)
 
 
@@ -613,3 +617,23 @@ def test_every_page_is_pictured_in_the_docs() -> None:
     assert {f"images/{page}.png" for page in ("attention", "tokens", "heads", "runs", "failures")} <= set(named)
     for image in [*named, "images/explorer.png"]:
         assert 0 < (docs / image).stat().st_size <= 400_000
+
+
+def test_a_prompt_is_read_as_far_as_the_layer_that_is_shown_and_goes_on_from_there(tiny_checkpoint: Path) -> None:
+    model = load(tiny_checkpoint)
+    opened = Opened("tiny", tiny_checkpoint, "fingerprint", None, model, Lock())
+    partly = Partly(opened, tuple(range(20)))
+    whole = read(model, torch.arange(20))
+    assert torch.equal(partly.upto(1).q, whole.layers[1].q)
+    assert len(partly.layers) == 2
+    with model.hooks([("blocks.2.hook_resid_pre", lambda x, hook: 1 / 0)]), pytest.raises(ZeroDivisionError):
+        partly.upto(3)
+    assert torch.equal(partly.upto(3).k, whole.layers[3].k), "what broke off is begun anew"
+
+
+def test_the_table_of_the_pages_speed_is_the_one_that_the_json_gives() -> None:
+    from page_speed import table
+
+    docs = Path(__file__).parents[2] / "docs"
+    report = json.loads((docs / "benchmarks" / "explorer-cpu.json").read_text(encoding="utf-8"))
+    assert f"\n{table(report)}\n" in (docs / "explorer.md").read_text(encoding="utf-8")

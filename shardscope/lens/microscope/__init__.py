@@ -9,7 +9,7 @@ Everything is rebuilt from queries and keys on demand, a block of queries at a t
 """
 
 from shardscope.lens.microscope.ablation import AblationEffect, ablated, ablation_effect
-from shardscope.lens.microscope.heads import SCORES, HeadScores, find_heads, head_scores
+from shardscope.lens.microscope.heads import SCORES, THUMBNAIL_CELLS, HeadScores, find_heads, head_scores
 from shardscope.lens.microscope.logits import Attribution, LogitLens, Residuals, attribution, logit_lens, residuals
 from shardscope.lens.microscope.reading import (
     LayerReading,
@@ -19,10 +19,12 @@ from shardscope.lens.microscope.reading import (
     Reading,
     check_prompt,
     read,
+    read_layers,
 )
 
 __all__ = [
     "SCORES",
+    "THUMBNAIL_CELLS",
     "AblationEffect",
     "Attribution",
     "HeadScores",
@@ -41,5 +43,6 @@ __all__ = [
     "head_scores",
     "logit_lens",
     "read",
+    "read_layers",
     "residuals",
 ]

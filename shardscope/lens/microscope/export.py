@@ -23,7 +23,7 @@ import torch
 
 from shardscope.checkpoint import load, resolve_checkpoint
 from shardscope.lens.microscope.heads import SCORES, HeadScores, find_heads, head_scores
-from shardscope.lens.microscope.picture import DECADES, contact_sheet, enlarged, mass_pixels, pixels, png, visible
+from shardscope.lens.microscope.picture import DECADES, contact_sheet, enlarged, pixels, png, visible
 from shardscope.lens.microscope.reading import (
     MicroscopeError,
     PooledMap,
@@ -123,7 +123,7 @@ def _name(score: HeadScores) -> str:
 
 def _overview(reading: Reading, scores: Sequence[HeadScores]) -> np.ndarray:
     n_heads = reading.config.n_heads
-    images = [enlarged(mass_pixels(score.thumbnail, score.cell, score.window), 3) for score in scores]
+    images = [enlarged(pixels(score.map, score.window), 3) for score in scores]
     return contact_sheet([images[first : first + n_heads] for first in range(0, len(images), n_heads)])
 
 

@@ -3,7 +3,7 @@
 One pass over the rows of each head, in blocks. All that depends on the distance alone (previous token, mass by
 distance, reach, mean distance) is read off one profile: the sums along the block's diagonals.
 
-Axes: pos (query, key), head; `cell` counts the squares of a thumbnail.
+Axes: pos (query, key), head; `cell` counts the squares of a small map.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shardscope.config import LayerKind, suggest
-from shardscope.lens.microscope.reading import LayerReading, MicroscopeError, Progress, Reading, cell_sizes
+from shardscope.lens.microscope.reading import (
+    LayerReading,
+    MicroscopeError,
+    PooledMap,
+    Progress,
+    Reading,
+    add_pooled,
+    cell_sizes,
+)
 
 THUMBNAIL_CELLS = 32
 # What `find_heads` can search by.
@@ -55,15 +63,19 @@ class HeadScores:
     distance: float  # tokens
     distance_edges: Int[np.ndarray, "edges"]
     mass_by_distance: Float[np.ndarray, "bins"]
-    thumbnail: Float[np.ndarray, "query_cell key_cell"]  # as PooledMap.mass: rows sum to 1
-    cell: int  # tokens along a side of the thumbnail's squares
+    map: PooledMap  # all queries and keys in few squares
 
 
-def head_scores(reading: Reading, progress: Progress | None = None) -> list[HeadScores]:
-    """Every head of every layer, layer by layer. `progress` is called with the share done and a few words."""
+def head_scores(
+    reading: Reading, progress: Progress | None = None, max_cells: int = THUMBNAIL_CELLS
+) -> list[HeadScores]:
+    """Every head of every layer, layer by layer, with its map in at most `max_cells` squares on a side.
+
+    `progress` is called with the share done and a few words.
+    """
     scores: list[HeadScores] = []
     for layer in reading.layers:
-        scores += _layer_scores(layer, reading)
+        scores += _layer_scores(layer, reading, max_cells)
         if progress is not None:
             done = layer.layer + 1
             progress(done / len(reading.layers), f"scored the heads of layer {done} of {len(reading.layers)}")
@@ -94,27 +106,30 @@ def distance_edges(n_tokens: int, window: int) -> Int[np.ndarray, "edges"]:
 
 
 @torch.no_grad()
-def _layer_scores(layer: LayerReading, reading: Reading) -> list[HeadScores]:
+def _layer_scores(layer: LayerReading, reading: Reading, max_cells: int) -> list[HeadScores]:
     n, heads, device = layer.n_tokens, layer.n_heads, layer.q.device
-    cell = -(-n // THUMBNAIL_CELLS)
+    cell = -(-n // max_cells)
     cells = -(-n // cell)
-    minus_entropy, matches = torch.zeros(heads, device=device), torch.zeros(heads, 2, device=device)
-    by_distance, by_key = torch.zeros(heads, n, device=device), torch.zeros(heads, cells, cells * cell, device=device)
+    minus_entropy, sinks = torch.zeros(heads, device=device), torch.zeros(heads, device=device)
+    by_distance, matches = torch.zeros(heads, n, device=device), torch.zeros(heads, 2, device=device)
+    sums, largest = (torch.zeros(heads, cells, cells, device=device) for _ in range(2))
     for queries in layer.blocks(range(n), cell):
         for head in range(heads):
             keys, log_weights = layer.log_rows(head, queries)
             if head == 0:
-                rows = _Rows(queries, keys, cell, device)
+                rows = _Rows(queries, keys, device)
                 wanted = _matches(reading.ids, rows)
             torch.exp(log_weights, out=rows.weights)
             minus_entropy[head] += log_weights.mul_(rows.weights).sum()
             matches[head] += wanted @ rows.padded
             by_distance[head, : len(keys)] += rows.by_distance()
-            by_key[head, rows.cells.start : rows.cells.stop, keys.start : keys.stop] += rows.by_key()
+            if keys.start == 0:
+                sinks[head] += rows.weights[:, 0].sum()
+            add_pooled(sums[head], largest[head], rows.weights, queries.start, keys.start, cell, cell)
     # The first query sees only itself: from here on it is left out, unless there is no other.
     first = 1 if n > 1 else 0
-    thumbnails = by_key.unflatten(2, (cells, cell)).sum(dim=-1).cpu().numpy() / cell_sizes(n, cell)[:, None]
-    sink = (by_key[:, :, 0].sum(dim=1) - first).cpu().numpy() / (n - first)
+    means, maxima = sums.cpu().numpy() / np.outer(cell_sizes(n, cell), cell_sizes(n, cell)), largest.cpu().numpy()
+    sink = (sinks - first).cpu().numpy() / (n - first)
     entropy = -minus_entropy.cpu().numpy() / (n - first) / np.log(2)
     duplicate, induction = matches.cpu().numpy().T / (n - first)
     mass = by_distance.double().cpu().numpy()
@@ -136,8 +151,7 @@ def _layer_scores(layer: LayerReading, reading: Reading) -> list[HeadScores]:
             distance=float(mass[head] @ np.arange(n)),
             distance_edges=edges,
             mass_by_distance=np.add.reduceat(mass[head], edges[:-1]),
-            thumbnail=thumbnails[head],
-            cell=cell,
+            map=PooledMap(range(n), range(n), cell, means[head], maxima[head]),
         )
         for head in range(heads)
     ]
@@ -150,12 +164,9 @@ class _Rows:
     shifts every row by one more than the row above, which puts equal distances under each other.
     """
 
-    def __init__(self, queries: range, keys: range, cell: int, device: torch.device) -> None:
+    def __init__(self, queries: range, keys: range, device: torch.device) -> None:
         self.queries, self.keys = queries, keys
-        self.cells = range(queries.start // cell, (queries.stop - 1) // cell + 1)
-        cell_of = torch.arange(queries.start, queries.stop, device=device) // cell
-        # Sums over queries are products with zeros and ones: as fast as memory, along either layout.
-        self.members = (torch.arange(self.cells.start, self.cells.stop, device=device)[:, None] == cell_of).float()
+        # The sum over queries is a product with ones: as fast as memory.
         self.ones = torch.ones(len(queries), device=device)
         gap = len(queries) - 1
         width = len(keys) + gap
@@ -163,10 +174,6 @@ class _Rows:
         self.padded = memory[gap:]  # [query · (key + gap)]
         self.weights = self.padded.view(len(queries), width)[:, : len(keys)]  # [query key], to be written into
         self.diagonals = memory.as_strided((len(queries), width), (width + 1, 1))
-
-    def by_key(self) -> Float[Tensor, "query_cell key"]:
-        """What the queries of each cell together give each key."""
-        return self.members @ self.weights
 
     def by_distance(self) -> Float[Tensor, "key"]:
         """What the queries together give to distance 0, 1, 2 …"""

@@ -7,7 +7,7 @@ import unicodedata
 import zlib
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from shardscope.lens.microscope.reading import PooledMap
 
@@ -30,16 +30,11 @@ def palette() -> UInt8[np.ndarray, "256 rgb"]:
 
 def pixels(pooled: PooledMap, window: int | None) -> Pixels:
     """One pixel for each square: the logarithm of its mass, over DECADES; grey where no query sees any key."""
-    return mass_pixels(pooled.mass, pooled.cell, window)
-
-
-def mass_pixels(mass: Float[np.ndarray, "query_cell key_cell"], cell: int, window: int | None) -> Pixels:
-    """As `pixels`, from the mass alone (of a thumbnail, say); `cell` tokens lie along a square's side."""
-    level = 1 + np.log10(np.maximum(mass, 10.0**-DECADES)) / DECADES
+    level = 1 + np.log10(np.maximum(pooled.mass, 10.0**-DECADES)) / DECADES
     image = np.rint(np.clip(level, 0, 1) * (HIDDEN_PIXEL - 1)).astype(np.uint8)
-    query = np.arange(len(mass))[:, None]
-    distance = (query - np.arange(mass.shape[1])) * cell
-    hidden = distance < 0 if window is None else (distance < 0) | (distance - cell + 1 >= window)
+    query, key = np.ogrid[: image.shape[0], : image.shape[1]]
+    distance = (query - key) * pooled.cell
+    hidden = distance < 0 if window is None else (distance < 0) | (distance - pooled.cell + 1 >= window)
     image[hidden] = HIDDEN_PIXEL
     return image
 

@@ -129,10 +129,10 @@ class LayerReading:
             )
         tile = np.zeros((len(queries), len(keys)), dtype=np.float32)
         for block in self.blocks(queries):
-            seen, weights = self.log_rows(head, block)
+            seen, weights = self.rows(head, block)
             left, right = max(seen.start, keys.start), min(seen.stop, keys.stop)
             if left < right:
-                part = weights[:, left - seen.start : right - seen.start].exp().cpu().numpy()
+                part = weights[:, left - seen.start : right - seen.start].cpu().numpy()
                 tile[block.start - queries.start :][: len(block), left - keys.start : right - keys.start] = part
         return tile
 
@@ -176,12 +176,11 @@ class LayerReading:
         shape = (-(-len(queries) // cell), -(-len(keys) // cell))
         sums, largest = (torch.zeros(shape, device=self.q.device) for _ in range(2))
         for block in self.blocks(queries, cell):
-            seen, weights = self.log_rows(head, block)
+            seen, weights = self.rows(head, block)
             left, right = max(seen.start, keys.start), min(seen.stop, keys.stop)
             if left < right:
-                part = weights[:, left - seen.start : right - seen.start].exp_()
-                row, (column, inside) = (block.start - queries.start) // cell, divmod(left - keys.start, cell)
-                _add_pooled(sums, largest, F.pad(part, (inside, 0)), row, column, cell, cell)
+                part = weights[:, left - seen.start : right - seen.start]
+                add_pooled(sums, largest, part, block.start - queries.start, left - keys.start, cell, cell)
         sizes = cell_sizes(len(queries), cell)[:, None] * cell_sizes(len(keys), cell)
         return PooledMap(queries, keys, cell, sums.cpu().numpy() / sizes, largest.cpu().numpy())
 
@@ -196,7 +195,7 @@ class LayerReading:
         mean, largest = (torch.zeros(shape, device=self.q.device) for _ in range(2))
         for block in self.blocks(range(self.n_tokens), cell):
             band = self._band(head, block, range(reach))
-            _add_pooled(mean, largest, band, block.start // cell, 0, cell, distance_cell)
+            add_pooled(mean, largest, band, block.start, 0, cell, distance_cell)
         sizes = cell_sizes(self.n_tokens, cell)[:, None] * cell_sizes(reach, distance_cell)
         return PooledBand(
             self.n_tokens, self.window, cell, distance_cell, mean.cpu().numpy() / sizes, largest.cpu().numpy()
@@ -211,8 +210,13 @@ class LayerReading:
             return (block for one_cell in cut(queries, cell) for block in cut(one_cell, rows))
         return cut(queries, rows - rows % cell)
 
+    def rows(self, head: int, queries: range) -> tuple[range, Float[Tensor, "query key"]]:
+        """The keys that any of `queries` sees, and the queries' weights on them."""
+        keys, scores = self._scores(head, queries)
+        return keys, scores.softmax(dim=-1)
+
     def log_rows(self, head: int, queries: range) -> tuple[range, Float[Tensor, "query key"]]:
-        """The keys that any of `queries` sees, and the logarithm of the queries' weights on them (HIDDEN: none)."""
+        """The same keys, and the logarithm of the weights (HIDDEN: none)."""
         keys, scores = self._scores(head, queries)
         return keys, scores.log_softmax(dim=-1)
 
@@ -235,11 +239,11 @@ class LayerReading:
         return (distance >= 0) if self.window is None else (distance >= 0) & (distance < self.window)
 
     def _band(self, head: int, queries: range, distances: range) -> Float[Tensor, "query distance"]:
-        keys, weights = self.log_rows(head, queries)
+        keys, weights = self.rows(head, queries)
         device = self.q.device
         key = torch.arange(queries.start, queries.stop, device=device)[:, None]
         key = key - torch.arange(distances.start, distances.stop, device=device) - keys.start
-        return weights.exp_().gather(1, key.clamp(min=0)) * (key >= 0)
+        return weights.gather(1, key.clamp(min=0)) * (key >= 0)
 
     def _row_logsumexp(self, head: int) -> Float[Tensor, "pos"]:
         if head not in self._logsumexp:
@@ -297,35 +301,41 @@ class Reading:
         return self.layers[layer]
 
 
-@torch.no_grad()
 def read(model: Shard, ids: Ids, *, progress: Progress | None = None) -> Reading:
     """One pass over a prompt: the rotated queries and keys of every layer, in the model's dtype, on its device.
 
     Hooks on the model act, so a reading within `ablated(...)` shows the attention of the ablated model. `progress` is
     called with the share that is done and a few words. Raises MicroscopeError for a prompt the model cannot read.
     """
+    layers: list[LayerReading] = []
+    for layer in read_layers(model, ids):
+        layers.append(layer)
+        if progress is not None:
+            progress(len(layers) / model.config.n_layers, f"read layer {len(layers)} of {model.config.n_layers}")
+    return Reading(model.config, ids.to(model.device), layers)
+
+
+def read_layers(model: Shard, ids: Ids) -> Iterator[LayerReading]:
+    """The layers of `read`, each as soon as it is read; the next is computed when it is asked for."""
     check_prompt(model, ids)
-    config, ids = model.config, ids.to(model.device)
-    held: dict[str, Tensor] = {}
+    held: list[Tensor] = []
 
     def keep(activation: Tensor, /, *, hook: HookPoint) -> None:
-        held[hook.name] = activation[0]
-        if progress is not None and hook.name.endswith("hook_rot_k"):
-            progress((hook.layer() + 1) / config.n_layers, f"read layer {hook.layer() + 1} of {config.n_layers}")
+        held.append(activation[0])
 
-    names = [f"blocks.{layer}.attn.hook_rot_{part}" for layer in range(config.n_layers) for part in "qk"]
-    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
-        x = model.hook_embed(model.embed(ids[None]))
-        *blocks, last = blocks_of(model)
-        for block in blocks:
-            x = through(block, x)
-        # Of the last block only queries and keys are looked at.
-        last.attn.project(last.ln1(last.hook_resid_pre(x)))
-    layers = [
-        LayerReading(layer, window, held[f"blocks.{layer}.attn.hook_rot_q"], held[f"blocks.{layer}.attn.hook_rot_k"])
-        for layer, window in enumerate(config.windows)
-    ]
-    return Reading(config, ids, layers)
+    with torch.no_grad():
+        x = model.hook_embed(model.embed(ids.to(model.device)[None]))
+    last = model.config.n_layers - 1
+    for layer, (block, window) in enumerate(zip(blocks_of(model), model.config.windows, strict=True)):
+        held.clear()
+        names = [f"blocks.{layer}.attn.hook_rot_{part}" for part in "qk"]
+        with torch.no_grad(), model.hooks(fwd_hooks=[(name, keep) for name in names]):
+            if layer < last:
+                x = through(block, x)
+            else:  # of which only queries and keys are looked at
+                block.attn.project(block.ln1(block.hook_resid_pre(x)))
+        q, k = held
+        yield LayerReading(layer, window, q, k)
 
 
 def usable_device(name: str) -> str:
@@ -367,21 +377,23 @@ def cell_sizes(n: int, cell: int) -> Float[np.ndarray, "cells"]:
     return np.diff(np.append(np.arange(0, n, cell), n)).astype(np.float32)
 
 
-def _add_pooled(
+def add_pooled(
     sums: Float[Tensor, "query_cell key_cell"],
     largest: Float[Tensor, "query_cell key_cell"],
     weights: Float[Tensor, "query key"],
-    row: int,
-    column: int,
+    query: int,
+    key: int,
     query_cell: int,
     key_cell: int,
 ) -> None:
-    """Add a block of weights to the squares from [row, column] on, and raise their maxima to the block's."""
-    queries, keys = weights.shape
-    if queries % query_cell or keys % key_cell:
-        weights = F.pad(weights, (0, -keys % key_cell, 0, -queries % query_cell))
+    """Add the weights of a block that begins at [query, key] to its squares, and raise their maxima to the block's."""
+    row, (column, inside) = query // query_cell, divmod(key, key_cell)
+    height = min(query_cell, weights.shape[0])  # blocks hold whole cells, or lie within one
+    beyond, below = -(weights.shape[1] + inside) % key_cell, -weights.shape[0] % height
+    if inside or beyond or below:
+        weights = F.pad(weights, (inside, beyond, 0, below))
     # First over queries, which runs along memory; what is left for the keys is small.
-    by_query = weights.unflatten(0, (-1, query_cell))
+    by_query = weights.unflatten(0, (-1, height))
     added, maxima = (part.unflatten(1, (-1, key_cell)) for part in (by_query.sum(dim=1), by_query.amax(dim=1)))
     here = slice(row, row + added.shape[0]), slice(column, column + added.shape[1])
     sums[here] += added.sum(dim=-1)

@@ -14,9 +14,9 @@ import torch
 
 from shardscope import Shard, ShardConfig
 from shardscope.checkpoint import save_checkpoint
-from shardscope.lens.microscope import MicroscopeError, head_scores, read
+from shardscope.lens.microscope import MicroscopeError, PooledMap, head_scores, read
 from shardscope.lens.microscope import export as room
-from shardscope.lens.microscope.picture import HIDDEN_PIXEL, mass_pixels, palette, pixels, png
+from shardscope.lens.microscope.picture import HIDDEN_PIXEL, palette, pixels, png
 from shardscope.lens.microscope.reading import usable_device
 from shardscope.tokenizer import Tokenizer
 
@@ -161,12 +161,12 @@ def test_any_picture_survives_the_png(tmp_path: Path) -> None:
 
 
 def test_a_tenfold_weight_is_always_as_much_brighter() -> None:
-    mass = np.array([[1.0, 0.0], [0.1, 0.9], [0.01, 0.001], [1e-4, 1e-9]])
-    levels = mass_pixels(mass, 1, None)[:, 0].tolist()
-    assert levels == pytest.approx([254, 190.5, 127, 0], abs=1)
-    assert mass_pixels(mass, 1, None)[0, 1] == HIDDEN_PIXEL  # the future
-    assert mass_pixels(mass, 1, None)[3, 1] == 0  # seen, but hardly read
-    assert mass_pixels(mass, 1, 2)[3, 1] == HIDDEN_PIXEL  # outside the window
+    mass = np.array([[1.0, 0.0], [0.1, 0.9], [0.01, 0.001], [1e-4, 1e-9]], dtype=np.float32)
+    image = pixels(PooledMap(range(4), range(2), 1, mass, mass), window=None)
+    assert image[:, 0].tolist() == pytest.approx([254, 190.5, 127, 0], abs=1)
+    assert image[0, 1] == HIDDEN_PIXEL  # the future
+    assert image[3, 1] == 0  # seen, but hardly read
+    assert pixels(PooledMap(range(4), range(2), 1, mass, mass), window=2)[3, 1] == HIDDEN_PIXEL  # outside the window
 
 
 def test_the_command_writes_the_files_and_says_which(

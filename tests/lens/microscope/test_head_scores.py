@@ -72,12 +72,14 @@ def test_scores_are_those_of_the_dense_pattern(n: int, vocab: int) -> None:
 
 
 @pytest.mark.parametrize("n", [700, 65, 7])
-def test_a_thumbnail_is_the_pooled_map_in_small(n: int) -> None:
+def test_a_score_comes_with_the_map_of_its_head(n: int) -> None:
     reading = reading_of(n, 50)
-    for score in head_scores(reading):
-        pooled = reading.layers[score.layer].pooled(score.head, 32)
-        assert score.cell == pooled.cell
-        np.testing.assert_allclose(score.thumbnail, pooled.mass, atol=1e-5)
+    for cells in (32, 200):
+        for score in head_scores(reading, max_cells=cells):
+            expected = reading.layers[score.layer].pooled(score.head, cells)
+            assert (score.map.queries, score.map.keys, score.map.cell) == (range(n), range(n), expected.cell)
+            np.testing.assert_allclose(score.map.mean, expected.mean, atol=1e-7)
+            np.testing.assert_allclose(score.map.max, expected.max, atol=1e-6)
 
 
 def test_a_sliding_head_reaches_exactly_nothing_past_its_window(tiny_model: Shard) -> None:
@@ -151,7 +153,7 @@ def test_the_size_of_a_block_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
     for score, again in zip(whole, head_scores(reading), strict=True):
         for name in SCORES:
             assert getattr(again, name) == pytest.approx(getattr(score, name), rel=1e-5, abs=1e-6)
-        np.testing.assert_allclose(again.thumbnail, score.thumbnail, atol=1e-5)
+        np.testing.assert_allclose(again.map.mean, score.map.mean, atol=1e-7)
 
 
 def test_scoring_reports_its_progress() -> None:

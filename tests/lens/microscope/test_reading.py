@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
 from shardscope import Shard, ShardConfig
 from shardscope.lens import to_transformer_lens
-from shardscope.lens.microscope import LayerReading, MicroscopeError, Reading, ablated, forward, read
+from shardscope.lens.microscope import LayerReading, MicroscopeError, Reading, ablated, forward, read, read_layers
 from shardscope.lens.microscope.reading import BLOCK_ROWS, MAX_TILE, cell_sizes
 
 IDS = torch.arange(50) * 7 % 300
@@ -195,20 +197,22 @@ def test_the_row_logsumexp_is_that_of_the_scores(long_layers: dict[str, LayerRea
 def test_no_view_of_a_long_prompt_holds_its_dense_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     n = 5000
-    largest = 0
-    softmax = torch.Tensor.log_softmax
+    largest = {"softmax": 0, "log_softmax": 0}
 
-    def watched(scores: torch.Tensor, dim: int) -> torch.Tensor:
-        nonlocal largest
-        largest = max(largest, scores.numel())
-        return softmax(scores, dim=dim)
+    def watch(name: str, real: Callable[..., torch.Tensor]) -> None:
+        def watched(scores: torch.Tensor, dim: int) -> torch.Tensor:
+            largest[name] = max(largest[name], scores.numel())
+            return real(scores, dim=dim)
 
-    monkeypatch.setattr(torch.Tensor, "log_softmax", watched)
+        monkeypatch.setattr(torch.Tensor, name, watched)
+
+    for name in largest:
+        watch(name, getattr(torch.Tensor, name))
     layer = LayerReading(0, None, torch.randn(n, 1, 4), torch.randn(n, 1, 4))
     layer.pooled(0)
     layer.column(0, 17)
     layer.tile(0, range(4000, 4500), range(300))
-    assert 0 < largest <= BLOCK_ROWS["cpu"] * n
+    assert all(0 < numbers <= BLOCK_ROWS["cpu"] * n for numbers in largest.values())
 
 
 def test_reading_reports_its_progress_and_leaves_no_hook_behind(tiny_model: Shard) -> None:
@@ -217,6 +221,20 @@ def test_reading_reports_its_progress_and_leaves_no_hook_behind(tiny_model: Shar
     assert [share for share, _ in told] == [0.25, 0.5, 0.75, 1.0]
     assert told[-1][1] == "read layer 4 of 4"
     assert not any(point.watched for point in tiny_model.hook_dict.values())
+
+
+def test_a_layer_is_read_without_those_after_it(tiny_model: Shard) -> None:
+    whole = read(tiny_model, IDS)
+    ran: list[int] = []
+    hooks = [(f"blocks.{layer}.hook_resid_post", lambda x, hook: ran.append(hook.layer())) for layer in range(4)]
+    with tiny_model.hooks(hooks):
+        layers = read_layers(tiny_model, IDS)
+        assert [next(layers).layer, next(layers).layer] == [0, 1]
+        assert ran == [0, 1]
+        last = list(layers)[-1]
+    assert ran == [0, 1, 2], "of the last layer only queries and keys are computed"
+    assert torch.equal(last.q, whole.layers[3].q)
+    assert torch.equal(last.k, whole.layers[3].k)
 
 
 def test_a_reading_within_an_ablation_is_of_the_ablated_model(tiny_model: Shard) -> None:

@@ -12,7 +12,7 @@ import streamlit as st
 from apps.parts import address, share
 from apps.parts.heads import Cell, head_grid, viridis
 from apps.parts.heatmap import Side, heatmap
-from apps.parts.kept import MAP_CELLS, kept_layer, kept_map, kept_scores
+from apps.parts.kept import MAP_CELLS, kept_layer, kept_map, kept_scores, kept_small_maps
 from apps.parts.prompt import Asked, ask
 from apps.parts.tokens import drawn_part, token_strip
 from shardscope.config import LayerKind
@@ -101,7 +101,7 @@ def draw_overview(asked: Asked, layer: int, head: int) -> list[HeadScores]:
         choose_head,
         name=f"{measure} of {len(scores)} heads",
         file=share.file_name(asked, "heads", f"{measure}.svg"),
-        thumbnails=scores if measure == "pattern" else (),
+        small_maps=kept_small_maps(asked.opened, asked.ids) if measure == "pattern" else "",
     )
     share.take_away(
         "heads",

@@ -70,11 +70,11 @@ def head_grid(
     *,
     name: str,
     file: str,
-    thumbnails: Sequence[HeadScores] = (),
+    small_maps: str = "",
 ) -> None:
     """Draw every (layer, head); `on_head` is called with the one that is clicked.
 
-    `name` says what is shown, `file` names the saved picture. With `thumbnails` every button is a head's small map.
+    `name` says what is shown, `file` names the saved picture. With `small_maps` (a `sprite`) every button is one.
     """
     notes = {
         "sliding": f"see the last {config.window} tokens, their own included",
@@ -104,8 +104,8 @@ def head_grid(
             on_head((int(value[0]), int(value[1])))
 
     with st.container(gap=None):
-        if thumbnails:
-            data["sprite"] = shelve(key, _sprite(thumbnails, config))
+        if small_maps:
+            data["sprite"] = shelve(key, small_maps)
         _heads(key=key, data=data, on_head_change=chosen)
 
 
@@ -136,7 +136,7 @@ def _cell(head: int, cell: Cell, pressed: bool) -> dict[str, object]:
     return {"head": head, "text": cell.text, "title": cell.title, "pressed": pressed, "color": color, "ink": ink}
 
 
-def _sprite(scores: Sequence[HeadScores], config: ShardConfig) -> str:
+def sprite(scores: Sequence[HeadScores], config: ShardConfig) -> str:
     """All small maps in one picture of few colours, layers down and heads across, as a data address.
 
     What a head cannot see is left out: the future, and what lies outside its window.

@@ -12,6 +12,7 @@ import streamlit as st
 import torch
 
 from apps.parts.checkpoints import Opened, device, fingerprint
+from apps.parts.heads import sprite
 from apps.parts.text import plain
 from shardscope import load
 from shardscope.lens.microscope import (
@@ -127,6 +128,12 @@ def kept_scores(opened: Opened, ids: Ids) -> list[HeadScores]:
         "Scoring all heads …",
         lambda report: head_scores(reading, report, MAP_CELLS),
     )
+
+
+def kept_small_maps(opened: Opened, ids: Ids) -> str:
+    """Every head as a small map, in one picture."""
+    key = (opened.fingerprint, ids)
+    return kept("small maps", key, 16, "", lambda _: sprite(kept_scores(opened, ids), opened.model.config))
 
 
 def kept_scores_of(path: Path, ids: Ids) -> list[HeadScores]:

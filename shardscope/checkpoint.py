@@ -128,8 +128,9 @@ def load(
     weights = read_weights(folder, config)
     with torch.device("meta"):
         model = Shard(config)
+    stored = next(iter(weights.values())).dtype
     # Copies: what safetensors returns may still lie in the file.
-    weights = {name: tensor.to(device, dtype or tensor.dtype, copy=True) for name, tensor in weights.items()}
+    weights = {name: tensor.to(device, dtype or stored, copy=True) for name, tensor in weights.items()}
     model.load_state_dict(weights, assign=True)
     model.to(device)
     if (folder / TOKENIZER).exists():

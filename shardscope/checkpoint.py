@@ -126,13 +126,8 @@ def load(
     folder = resolve_checkpoint(path)
     config = read_config(folder)
     weights = read_weights(folder, config)
-    with torch.device("meta"):
-        model = Shard(config)
     stored = next(iter(weights.values())).dtype
-    # Copies: what safetensors returns may still lie in the file.
-    weights = {name: tensor.to(device, dtype or stored, copy=True) for name, tensor in weights.items()}
-    model.load_state_dict(weights, assign=True)
-    model.to(device)
+    model = Shard.of_weights(config, weights, dtype or stored, device)
     if (folder / TOKENIZER).exists():
         model.tokenizer = Tokenizer.load(folder / TOKENIZER)
         if model.tokenizer.vocab_size > config.vocab_size:

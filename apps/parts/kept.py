@@ -69,7 +69,7 @@ def _watched(words: str, work: Callable[[Report], Result]) -> Result:
     return found
 
 
-class Partly:
+class PartialReading:
     """A prompt that is read layer by layer, as far as somebody has asked for."""
 
     def __init__(self, opened: Opened, ids: Ids) -> None:
@@ -101,9 +101,9 @@ class Partly:
                         raise
 
 
-def _reading(opened: Opened, ids: Ids) -> Partly:
+def _reading(opened: Opened, ids: Ids) -> PartialReading:
     """400 MB of shard-54m at its whole context, so only two are kept."""
-    return kept("reading", (opened.fingerprint, ids), 2, "", lambda _: Partly(opened, ids))
+    return kept("reading", (opened.fingerprint, ids), 2, "", lambda _: PartialReading(opened, ids))
 
 
 def kept_layer(opened: Opened, ids: Ids, layer: int) -> LayerReading:
@@ -113,9 +113,9 @@ def kept_layer(opened: Opened, ids: Ids, layer: int) -> LayerReading:
 
 def kept_reading(opened: Opened, ids: Ids) -> Reading:
     """The queries and keys of every layer."""
-    partly = _reading(opened, ids)
-    partly.upto(opened.model.config.n_layers - 1)
-    return Reading(opened.model.config, torch.tensor(ids).to(opened.model.device), partly.layers)
+    partial = _reading(opened, ids)
+    partial.upto(opened.model.config.n_layers - 1)
+    return Reading(opened.model.config, torch.tensor(ids).to(opened.model.device), partial.layers)
 
 
 def kept_scores(opened: Opened, ids: Ids) -> list[HeadScores]:

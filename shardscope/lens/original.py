@@ -154,14 +154,12 @@ def read_tokenizer(path: str | Path, bos: str | None = None) -> Tokenizer:
 def _model(config: ShardConfig, state: Mapping[str, Tensor]) -> Shard:
     """A Shard of these weights in the widest of their dtypes. No memory is taken before every shape is right."""
     with torch.device("meta"):
-        model = Shard(config)
-    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+        expected = {name: tuple(weight.shape) for name, weight in Shard(config).state_dict().items()}
     for name, weight in state.items():
         if tuple(weight.shape) != expected[name]:
             raise OriginalError(f"{name} would be {tuple(weight.shape)}, but the file's config says {expected[name]}")
     widest = reduce(torch.promote_types, (weight.dtype for weight in state.values()))
-    model.to_empty(device="cpu").to(widest).load_state_dict(state)
-    return model.eval()
+    return Shard.of_weights(config, state, widest).eval()
 
 
 @torch.no_grad()

@@ -88,8 +88,8 @@ def import_pretrained(folder: str | Path) -> Shard:
     side, pattern = _read_side_file(folder / EXACT_NORMS)
     config = shard_config(values, pattern, where=str(folder / "config.json"))
     weights = from_vaultgemma(read_tensors(folder / WEIGHTS), config, side, where=str(folder / WEIGHTS))
-    model = Shard(config).to(reduce(torch.promote_types, {weight.dtype for weight in weights.values()}))
-    model.load_state_dict(weights)
+    widest = reduce(torch.promote_types, {weight.dtype for weight in weights.values()})
+    model = Shard.of_weights(config, weights, widest)
     if (folder / "tokenizer.json").exists():
         model.tokenizer = native_tokenizer(folder / "tokenizer.json")
         if model.tokenizer.vocab_size > config.vocab_size:

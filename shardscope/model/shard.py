@@ -8,7 +8,7 @@ Axes: batch, pos (query, key), d_model, head, d_head, d_mlp, vocab.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -220,6 +220,25 @@ class Shard(HookedModule):
         self.ln_final = RMSNorm(config)
         self.reset_parameters()
         self.name_hooks()
+
+    @classmethod
+    def of_weights(
+        cls,
+        config: ShardConfig,
+        weights: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        device: str | torch.device = "cpu",
+    ) -> Shard:
+        """A model of copies of these weights (a state dict), without random ones made first.
+
+        Raises RuntimeError for names or shapes that are not the config's.
+        """
+        with torch.device("meta"):
+            model = cls(config)
+        # Copies, because what safetensors returns may still lie in its file.
+        copies = {name: weight.to(device, dtype, copy=True) for name, weight in weights.items()}
+        model.load_state_dict(copies, assign=True)
+        return model.to(device)
 
     def reset_parameters(self) -> None:
         """Normal weights of variance 1/fan-in; what writes to the residual stream is smaller the deeper the model.

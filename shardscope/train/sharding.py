@@ -93,7 +93,6 @@ def whole_model(model: Shard, keep: bool) -> Shard | None:
     weights = gathered(model.state_dict(), keep)
     if not keep:
         return None
-    with torch.device("meta"):
-        copy = type(model)(model.config, model.tokenizer)
-    copy.load_state_dict(weights, assign=True)
-    return copy.to(model.device)
+    copy = type(model).of_weights(model.config, weights, model.embed.W_E.dtype, model.device)
+    copy.tokenizer = model.tokenizer
+    return copy

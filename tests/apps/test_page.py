@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import server
 import torch
-from playwright.sync_api import TimeoutError as PageTimeout
 from small_run import MARKUP, make_run, with_markup
 
 from apps.page_runs import LOOK_EVERY
@@ -29,6 +28,8 @@ from shardscope.checkpoint import list_checkpoints, save_checkpoint
 from shardscope.generate import Generation, SamplingConfig, generate
 from shardscope.lens.microscope import ablated, ablation_effect, attribution, head_scores, logit_lens, read
 from shardscope.tokenizer import Tokenizer
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="the page tests need playwright")
 
 pytestmark = [
     pytest.mark.browser,
@@ -125,7 +126,6 @@ def address(run: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[object]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="the page tests need playwright")
     try:
         with sync_api.sync_playwright() as playwright, browser.headless(playwright) as chromium:
             yield chromium
@@ -212,7 +212,7 @@ def taken_away(page, name: str) -> Iterator[object]:
         try:
             opened.locator("code").wait_for(timeout=10_000)
             break
-        except PageTimeout:
+        except sync_api.TimeoutError:
             page.keyboard.press("Escape")
     opened.locator("code").wait_for()
     yield opened
@@ -222,7 +222,7 @@ def taken_away(page, name: str) -> Iterator[object]:
         try:
             opened.wait_for(state="detached", timeout=1_500)
             return
-        except PageTimeout:
+        except sync_api.TimeoutError:
             page.mouse.click(3, 300)
     opened.wait_for(state="detached")
 

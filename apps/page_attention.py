@@ -10,13 +10,13 @@ import pandas as pd
 import streamlit as st
 
 from apps.parts import address, share
+from apps.parts.caching import MAP_CELLS, kept_layer, kept_map, kept_scores, kept_small_maps
 from apps.parts.heads import Cell, head_grid, viridis
 from apps.parts.heatmap import Side, heatmap
-from apps.parts.kept import MAP_CELLS, kept_layer, kept_map, kept_scores, kept_small_maps
 from apps.parts.prompt import Asked, ask
 from apps.parts.tokens import drawn_part, token_strip
 from shardscope.config import LayerKind
-from shardscope.lens.microscope import SCORES, HeadScores, LayerReading, PooledBand
+from shardscope.microscope import SCORES, HeadScores, LayerReading, PooledBand
 
 TILE_CELLS = 192  # of a rectangle up close: up to here every square is one weight
 MOST_FAR = 5  # tokens outside the strip that are named

@@ -17,7 +17,7 @@ from apps.parts.text import visible
 from apps.parts.tokens import marked_text
 from shardscope.failures import CARD_PROMPTS, CardPrompt, Labels, describe, label
 from shardscope.failures.labels import token_pieces
-from shardscope.generate import SamplingConfig
+from shardscope.generation import SamplingConfig
 from shardscope.tokenizer import Tokenizer
 from shardscope.train.metrics import read_metrics
 

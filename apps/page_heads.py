@@ -12,14 +12,14 @@ import streamlit as st
 
 from apps.page_attention import UNBOUNDED, cell_of, score_table
 from apps.parts import address, share
+from apps.parts.caching import kept_scores, kept_scores_of
 from apps.parts.checkpoints import run_of
 from apps.parts.heads import OKABE_ITO, Head, head_grid
-from apps.parts.kept import kept_scores, kept_scores_of
 from apps.parts.prompt import Asked, ask
 from apps.parts.text import plain, sentence
 from shardscope.checkpoint import list_checkpoints
 from shardscope.config import ConfigError, LayerKind
-from shardscope.lens.microscope import SCORES, HeadScores, find_heads
+from shardscope.microscope import SCORES, HeadScores, find_heads
 
 KINDS = ("both", *get_args(LayerKind))
 FOUND = 10
@@ -237,7 +237,7 @@ def training_cell(asked: Asked, checkpoints: Sequence[Path], followed: Sequence[
     """A cell that leaves the followed heads' scores in `training`: step to {(layer, head): score}."""
     paths = ",\n    ".join(repr(str(share.relative(path))) for path in checkpoints)
     return share.opening(asked) + (
-        "from shardscope.lens.microscope import head_scores, read\n\n"
+        "from shardscope.microscope import head_scores, read\n\n"
         f"paths = [\n    {paths},\n]\n"
         f"followed = {list(followed)}\n"
         "training = {}\n"

@@ -12,13 +12,13 @@ import streamlit as st
 import torch
 
 from apps.parts import address, share
+from apps.parts.caching import alone, kept
 from apps.parts.continuing import continue_without
 from apps.parts.heads import Cell, Head, blue_orange, head_grid
-from apps.parts.kept import alone, kept
 from apps.parts.prompt import Asked, ask
 from apps.parts.text import on_one_line, visible
 from apps.parts.tokens import token_strip
-from shardscope.lens.microscope import (
+from shardscope.microscope import (
     AblationEffect,
     Attribution,
     LogitLens,
@@ -26,7 +26,7 @@ from shardscope.lens.microscope import (
     attribution,
     residuals,
 )
-from shardscope.lens.microscope.ablation import Mode
+from shardscope.microscope.ablation import Mode
 
 AROUND = 64  # tokens to each side of the chosen one whose numbers are in the table
 SHOWN_BEFORE = 3
@@ -349,8 +349,8 @@ def lens_cell(asked: Asked, position: int) -> str:
 def ablation_cell(asked: Asked, heads: Sequence[Head], mode: Mode, query: int) -> str:
     """A cell that leaves the `effect` of switching heads off and, if one was asked for, the other continuation."""
     cell = share.opening(asked) + (
-        "from shardscope.generate import SamplingConfig, generate\n"
-        "from shardscope.lens.microscope import ablated, ablation_effect\n\n"
+        "from shardscope.generation import SamplingConfig, generate\n"
+        "from shardscope.microscope import ablated, ablation_effect\n\n"
         f"heads, mode = {list(heads)}, {mode!r}  # switched off at blocks.*.attn.hook_z\n"
         f"read = ids[:{asked.prompt_tokens}]  # the prompt: what a mean is over\n"
         f"effect = ablation_effect(model, ids, heads, mode, position={query - 1}, top=8, reference=read)\n"

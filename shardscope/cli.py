@@ -14,22 +14,14 @@ from typing import get_type_hints
 
 from shardscope.config import ConfigError
 
-# What `shardscope bench` measures: the module that knows how (`add_arguments(parser)` and `run(arguments)`), the extra
-# that its peer comes with, and what it says of itself.
+# What `shardscope bench` measures, each in the module of its name (`add_arguments(parser)` and `run(arguments)`): the
+# extra that its peer comes with, and what it says of itself.
 BENCHES = {
-    "train": ("shardscope.train.bench", "lens", "Training: tokens a second, MFU, memory, beside transformers' model."),
-    "decode": ("shardscope.generate.bench", "lens", "Generation: tokens a second beside transformers' generate."),
-    "score": ("shardscope.evals.bench", "eval", "Scoring: ARC questions a second beside lm-eval's own --model hf."),
-    "attention": (
-        "shardscope.lens.microscope.bench",
-        "lens",
-        "Attention views of a long prompt beside TransformerLens's cache.",
-    ),
-    "failures": (
-        "shardscope.failures.calibrate",
-        "",
-        "Failure labels: false alarms on people's text, planted loops, milliseconds.",
-    ),
+    "train": ("interop", "Training: tokens a second, MFU, memory, beside transformers' model."),
+    "decode": ("interop", "Generation: tokens a second beside transformers' generate."),
+    "score": ("eval", "Scoring: ARC questions a second beside lm-eval's own --model hf."),
+    "attention": ("interop", "Attention views of a long prompt beside TransformerLens's cache."),
+    "failures": ("", "Failure labels: false alarms on people's text, planted loops, milliseconds."),
 }
 
 
@@ -129,7 +121,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         "Write a directory that stock transformers loads, as VaultGemma.",
         "export runs/shard-pico-anneal exported/",
         "export exported/ --dtype bfloat16",
-        extra="lens",
+        extra="interop",
     )
     export.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT")
     export.add_argument("out", metavar="DIR")
@@ -141,7 +133,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         "Read an exported directory, or a published model.pt without running code from it.",
         "import exported/ --out imported/",
         "import models/model.pt --tokenizer tokenizer.json --text sample.txt --out imported/",
-        extra="lens",
+        extra="interop",
     )
     import_.add_argument("path", metavar="PATH", help="an exported directory, or a .pt file")
     import_.add_argument("--out", required=True, metavar="DIR", help="where the checkpoint is written")
@@ -154,7 +146,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         _verify,
         "The parity certificate: the same numbers natively, in TransformerLens and in transformers.",
         "verify runs/shard-pico-anneal",
-        extra="lens",
+        extra="interop",
     )
     verify.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT")
 
@@ -172,7 +164,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         "Every head's attention over a prompt, as PNG, Parquet and one offline HTML page.",
         "attention runs/shard-pico-anneal --prompt-file story.txt --out looking/",
     )
-    lend(attention, "shardscope.lens.microscope.export", "lens", "attention")
+    lend(attention, "shardscope.microscope.export", "interop", "attention")
 
     eval_ = add(
         "eval",
@@ -191,14 +183,14 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         *(f"bench {what} --help" for what in BENCHES),
     )
     benches = bench.add_subparsers(metavar="WHAT", required=True)
-    for what, (module_name, extra, text) in BENCHES.items():
-        lend(benches.add_parser(what, help=text, description=text), module_name, extra, "bench", what)
+    for what, (extra, text) in BENCHES.items():
+        lend(benches.add_parser(what, help=text, description=text), f"shardscope.bench.{what}", extra, "bench", what)
     return parser
 
 
 def _sampling_flags(parser: argparse.ArgumentParser) -> None:
     """A flag for each field of SamplingConfig, with its own help."""
-    from shardscope.generate import SamplingConfig
+    from shardscope.generation import SamplingConfig
 
     hints = get_type_hints(SamplingConfig)
     for item in fields(SamplingConfig):
@@ -214,7 +206,7 @@ def _sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 def _generate(arguments: argparse.Namespace) -> int:
     from shardscope import load
-    from shardscope.generate import SamplingConfig, stream
+    from shardscope.generation import SamplingConfig, stream
 
     *checkpoint, prompt = arguments.words
     if len(checkpoint) > 1:
@@ -223,7 +215,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         )
     choices = {item.name: getattr(arguments, item.name) for item in fields(SamplingConfig)}
     config = SamplingConfig(**{**choices, "stop": tuple(choices["stop"])})
-    from shardscope.train.distributed import pick_device
+    from shardscope.device import pick_device
 
     model = load(checkpoint[0] if checkpoint else None, device=pick_device(arguments.device))
     print(prompt, end="", flush=True)
@@ -253,21 +245,21 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from shardscope.lens.commands import export_command
+    from shardscope.interop.commands import export_command
 
     export_command(arguments.checkpoint, arguments.out, arguments.dtype)
     return 0
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from shardscope.lens.commands import import_command
+    from shardscope.interop.commands import import_command
 
     import_command(Path(arguments.path), arguments.out, arguments.tokenizer, arguments.text, arguments.bos)
     return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from shardscope.lens.commands import verify_command
+    from shardscope.interop.commands import verify_command
 
     return verify_command(arguments.checkpoint)
 

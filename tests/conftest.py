@@ -19,7 +19,7 @@ from shardscope import Shard, ShardConfig
 from shardscope.checkpoint import save_checkpoint
 from shardscope.tokenizer import Tokenizer
 
-pytest_plugins = ["tiny_run"]
+pytest_plugins = ["tiny_run", "trained_models", "exported_models"]
 
 # Workers side by side share the cores and do not fight for them, nor do the processes that they start.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):

@@ -10,32 +10,36 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "shardscope"
-LEAVES = {"config", "tokenizer"}
+LEAVES = {"config", "device", "tokenizer"}
 # Room: the rooms it may import from, besides itself.
 ARROWS = {
     "config": set(),
+    "device": {"config"},
     "tokenizer": {"config"},
     "model": {"config"},
     "checkpoint": LEAVES | {"model"},
     "data": LEAVES,
     "train": LEAVES | {"model", "checkpoint", "data"},
-    "generate": LEAVES | {"model", "checkpoint"},
-    "lens": LEAVES | {"model", "checkpoint", "generate"},
-    "failures": LEAVES | {"model", "checkpoint", "generate", "lens"},
-    "evals": LEAVES | {"model", "checkpoint", "data", "train", "generate", "failures"},
+    "generation": LEAVES | {"model", "checkpoint"},
+    "microscope": LEAVES | {"model", "checkpoint", "generation"},
+    "interop": LEAVES | {"model", "checkpoint", "generation"},
+    "failures": LEAVES | {"model", "checkpoint", "generation", "microscope"},
+    "evals": LEAVES | {"model", "checkpoint", "data", "train", "generation", "failures"},
+    "bench": LEAVES
+    | {"model", "checkpoint", "data", "train", "generation", "microscope", "interop", "failures", "evals"},
     "recipes": LEAVES | {"model", "train", "failures"},
 }
 CORE = {"torch", "einops", "jaxtyping", "tokenizers", "safetensors", "numpy", "dacite", "tqdm", "triton"}
 # Heavy guests, and the rooms they may enter.
 GUESTS = {
-    "transformer_lens": {"lens"},
-    "transformers": {"lens", "generate", "train"},
-    "lm_eval": {"evals"},
+    "transformer_lens": {"interop", "bench"},
+    "transformers": {"interop", "bench"},
+    "lm_eval": {"evals", "bench"},
     "datasets": {"data", "evals"},
-    "pyarrow": {"data", "lens"},
+    "pyarrow": {"data", "microscope"},
     "zstandard": {"data"},
-    "pandas": {"evals", "lens"},
-    "huggingface_hub": {"lens", "data"},
+    "pandas": {"evals", "microscope"},
+    "huggingface_hub": {"interop", "data"},
     "wandb": {"train"},
     "cudnn": {"model"},
 }

@@ -20,8 +20,8 @@ from shardscope.config import DataConfig, Source, load_recipe
 from shardscope.data import Holdout, token_shards
 from shardscope.failures import CARD_PROMPTS
 from shardscope.failures.card import label_generation
-from shardscope.generate import SamplingConfig, generate
-from shardscope.lens.microscope import find_heads, head_scores, read
+from shardscope.generation import SamplingConfig, generate
+from shardscope.microscope import find_heads, head_scores, read
 from shardscope.train.evaluate import Score, evaluate
 
 ROOT = Path(__file__).parents[1]

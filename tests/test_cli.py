@@ -11,7 +11,7 @@ import torch
 from shardscope import Shard, checkpoint, load
 from shardscope.cli import main
 from shardscope.config import load_recipe
-from shardscope.generate import SamplingConfig, generate
+from shardscope.generation import SamplingConfig, generate
 from shardscope.train import train
 
 
@@ -102,9 +102,9 @@ def test_the_installed_command_says_its_mistakes_without_a_traceback(tmp_path: P
     ("words", "guest", "extra"),
     [
         (["bench", "score"], "lm_eval", "eval"),
-        (["bench", "decode", "--model", "shard-pico"], "transformers", "lens"),
+        (["bench", "decode", "--model", "shard-pico"], "transformers", "interop"),
         (["eval"], "lm_eval", "eval"),
-        (["export", "out"], "transformers", "lens"),
+        (["export", "out"], "transformers", "interop"),
     ],
     ids=["bench score", "bench decode", "eval", "export"],
 )
@@ -139,7 +139,7 @@ def test_export_without_a_checkpoint_takes_the_newest_run_where_no_model_is_buil
     newest.parent.mkdir(parents=True)
     tiny_checkpoint.rename(newest)
     assert main(["export", "out"]) == 0
-    from shardscope.lens import import_pretrained
+    from shardscope.interop import import_pretrained
 
     exported, ours = import_pretrained("out"), load(newest)
     assert all(torch.equal(a, b) for a, b in zip(exported.parameters(), ours.parameters(), strict=True))

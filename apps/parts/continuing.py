@@ -11,9 +11,9 @@ import torch
 
 from apps.parts import address
 from apps.parts.checkpoints import Opened
-from shardscope.generate import Generation, SamplingConfig, StopReason, TokenEvent, generate, stream
-from shardscope.lens.microscope import ablated
-from shardscope.lens.microscope.ablation import Mode
+from shardscope.generation import Generation, SamplingConfig, StopReason, TokenEvent, generate, stream
+from shardscope.microscope import ablated
+from shardscope.microscope.ablation import Mode
 
 KEPT = 8
 MOST_NEW = 512

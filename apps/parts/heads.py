@@ -14,10 +14,10 @@ import numpy as np
 import streamlit as st
 from PIL import Image
 
+from apps.parts.downloads import SHELF_JS, shelve
 from apps.parts.heatmap import Side, visible_squares
-from apps.parts.shelf import SHELF_JS, shelve
 from shardscope.config import ShardConfig
-from shardscope.lens.microscope import THUMBNAIL_CELLS, HeadScores
+from shardscope.microscope import THUMBNAIL_CELLS, HeadScores
 
 _VIRIDIS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
 # Blue for less, orange for more, white for nothing: told apart with every common colour blindness.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from apps.parts.shelf import SHELF_JS, shelve
+from apps.parts.downloads import SHELF_JS, shelve
 from apps.parts.text import on_one_line
 
 CODES = 65535  # of weight 1

@@ -12,8 +12,8 @@ from apps.parts import address
 from apps.parts.checkpoints import Opened, pick_checkpoint
 from apps.parts.continuing import Continuation, continue_prompts, sampling_controls
 from apps.parts.text import sentence, visible
-from shardscope.generate import SamplingConfig
-from shardscope.lens.microscope import MicroscopeError, check_prompt
+from shardscope.generation import SamplingConfig
+from shardscope.microscope import MicroscopeError, check_prompt
 from shardscope.tokenizer import Tokenizer
 
 

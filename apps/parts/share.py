@@ -16,7 +16,7 @@ import streamlit as st
 from apps.parts.checkpoints import Opened
 from apps.parts.prompt import Asked
 from apps.parts.text import on_one_line
-from shardscope.lens.microscope import PooledBand, PooledMap
+from shardscope.microscope import PooledBand, PooledMap
 
 Rectangle = tuple[int, int, int, int]
 MOST_ROWS = 200  # of a table that is drawn
@@ -147,7 +147,7 @@ def tile_cell(asked: Asked, layer: int, head: int, rectangle: Rectangle) -> str:
 def map_cell(asked: Asked, layer: int, head: int, call: str) -> str:
     """A cell that leaves a pooled map in `pooled`, without ever holding a dense pattern; `call` is the view."""
     return opening(asked) + (
-        "from shardscope.lens.microscope import read\n\n"
+        "from shardscope.microscope import read\n\n"
         f"layer = read(model, ids).layer({layer})  # from blocks.{layer}.attn.hook_rot_q and hook_rot_k\n"
         f"pooled = layer.{call}\n"
         "pooled.mean, pooled.max\n"
@@ -157,7 +157,7 @@ def map_cell(asked: Asked, layer: int, head: int, call: str) -> str:
 def strip_cell(asked: Asked, layer: int, head: int, query: int) -> str:
     """A cell that leaves what a token reads in `reads` and what reads it in `read_by`."""
     return opening(asked) + (
-        "from shardscope.lens.microscope import read\n\n"
+        "from shardscope.microscope import read\n\n"
         f"layer = read(model, ids).layer({layer})  # from blocks.{layer}.attn.hook_rot_q and hook_rot_k\n"
         f"reads = layer.row({head}, {query})  # the weight of token {query} on every token\n"
         f"read_by = layer.column({head}, {query})  # the weight of every token on it\n"
@@ -168,7 +168,7 @@ def strip_cell(asked: Asked, layer: int, head: int, query: int) -> str:
 def scores_cell(asked: Asked, then: str) -> str:
     """A cell that scores every head, from the hooked queries and keys, and goes on with `then`."""
     return opening(asked) + (
-        "from shardscope.lens.microscope import find_heads, head_scores, read\n\n"
+        "from shardscope.microscope import find_heads, head_scores, read\n\n"
         "scores = head_scores(read(model, ids))\n" + then
     )
 

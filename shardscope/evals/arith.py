@@ -16,7 +16,7 @@ from shardscope.checkpoint import BUILT_IN
 from shardscope.failures import label
 from shardscope.failures.answers import stated_answer
 from shardscope.failures.labels import WORDS
-from shardscope.generate import StopReason
+from shardscope.generation import StopReason
 from shardscope.tokenizer import Tokenizer
 
 SEED = 41

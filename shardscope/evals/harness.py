@@ -28,7 +28,7 @@ from tqdm import tqdm
 from shardscope.checkpoint import load, resolve_checkpoint
 from shardscope.config import ConfigError
 from shardscope.evals.ranks import Ranks
-from shardscope.generate import Generation, Packed, SamplingConfig, Score, generate, score
+from shardscope.generation import Generation, Packed, SamplingConfig, Score, generate, score
 from shardscope.model import Shard
 from shardscope.tokenizer import END_OF_TEXT, Tokenizer
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from shardscope.failures.labels import WORDS, Labels, label
 from shardscope.failures.prompts import CARD_PROMPTS, CardPrompt
-from shardscope.generate import Generation, SamplingConfig, generate
+from shardscope.generation import Generation, SamplingConfig, generate
 from shardscope.model import Shard
 
 

@@ -12,7 +12,7 @@ from shardscope.failures.answers import Found, find_number_echo, find_text_echo,
 from shardscope.failures.breakdown import find_breakdown
 from shardscope.failures.loops import Loop, find_counter, find_episodes, find_loop, suspect_loop
 from shardscope.failures.prompts import Domain
-from shardscope.generate import StopReason
+from shardscope.generation import StopReason
 from shardscope.tokenizer import Tokenizer
 
 Failure = Literal["early_eos", "symbol_breakdown", "loop", "answer_echo", "digit_hallucination"]

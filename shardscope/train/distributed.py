@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from shardscope.config import ConfigError
+from shardscope.device import pick_device
 
 T = TypeVar("T")
 
@@ -103,21 +103,6 @@ class World:
         flags = torch.tensor(float(flag))  # on the host: nobody waits for a GPU to hear of it
         dist.all_reduce(flags)
         return bool(flags.item())
-
-
-def pick_device(device: str, local_rank: int = 0) -> torch.device:
-    """The torch device that a recipe or a command line means. Raises ConfigError for one that is not there."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"device={device!r} is no torch device; use auto, cpu, cuda, cuda:1, or mps") from None
-    if place.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError(f"device={device!r}: this torch sees no CUDA device; use auto or cpu")
-        place = torch.device("cuda", local_rank if place.index is None else place.index)
-    return place
 
 
 def is_main_process() -> bool:

@@ -23,8 +23,8 @@ from apps.parts.text import visible
 from shardscope import Shard, ShardConfig, load
 from shardscope.checkpoint import checkpoint_folder, save_checkpoint
 from shardscope.failures import CARD_PROMPTS
-from shardscope.generate import SamplingConfig, generate
-from shardscope.lens.microscope import head_scores, read
+from shardscope.generation import SamplingConfig, generate
+from shardscope.microscope import head_scores, read
 from shardscope.tokenizer import Tokenizer
 from shardscope.train.metrics import Metrics
 

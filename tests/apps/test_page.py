@@ -25,8 +25,8 @@ from apps.page_runs import LOOK_EVERY
 from apps.parts.text import on_one_line, visible
 from shardscope import Shard, ShardConfig, load
 from shardscope.checkpoint import list_checkpoints, save_checkpoint
-from shardscope.generate import Generation, SamplingConfig, generate
-from shardscope.lens.microscope import ablated, ablation_effect, attribution, head_scores, logit_lens, read
+from shardscope.generation import Generation, SamplingConfig, generate
+from shardscope.microscope import ablated, ablation_effect, attribution, head_scores, logit_lens, read
 from shardscope.tokenizer import Tokenizer
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page tests need playwright")

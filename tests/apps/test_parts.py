@@ -19,18 +19,18 @@ pytest.importorskip("streamlit", reason="the explorer needs the [app] extra")
 
 from apps.page_failures import evidence, judge
 from apps.parts.address import PACKED, pack, unpack
+from apps.parts.caching import PartialReading
 from apps.parts.checkpoints import Opened
 from apps.parts.continuing import Continuation
 from apps.parts.heatmap import CODES, Side, spans, visible_squares
 from apps.parts.heatmap import pack as pack_weights
-from apps.parts.kept import PartialReading
 from apps.parts.share import table_svg
 from apps.parts.text import plain, visible
 from apps.parts.tokens import furthest
 from shardscope import load
 from shardscope.failures import CardPrompt
-from shardscope.generate import SamplingConfig
-from shardscope.lens.microscope import read
+from shardscope.generation import SamplingConfig
+from shardscope.microscope import read
 from shardscope.tokenizer import Tokenizer
 
 

@@ -26,7 +26,7 @@ from shardscope.evals import harness
 from shardscope.evals.arith import KINDS
 from shardscope.evals.harness import HarnessError, ShardLM
 from shardscope.evals.tasks import worked_gsm8k
-from shardscope.generate import score
+from shardscope.generation import score
 from shardscope.tokenizer import Tokenizer
 
 Lm = ShardLM | HFLM
@@ -34,13 +34,13 @@ FAILURES = [kind.replace(" ", "_") for kind in KINDS]
 
 
 @pytest.fixture(scope="module")
-def theirs(homes: tuple[Path, Path]) -> HFLM:
-    return HFLM(pretrained=str(homes[1]), device="cpu", batch_size=8)
+def theirs(formats: tuple[Path, Path]) -> HFLM:
+    return HFLM(pretrained=str(formats[1]), device="cpu", batch_size=8)
 
 
 @pytest.fixture(scope="module")
-def ours(homes: tuple[Path, Path]) -> ShardLM:
-    return ShardLM(pretrained=str(homes[0]), device="cpu", batch_size="auto")
+def ours(formats: tuple[Path, Path]) -> ShardLM:
+    return ShardLM(pretrained=str(formats[0]), device="cpu", batch_size="auto")
 
 
 def asked(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:
@@ -73,8 +73,8 @@ def assert_same_texts(ours: ShardLM, theirs: HFLM, prompts: list[str], kwargs: d
 
 
 @pytest.fixture(scope="module")
-def built_in(built_in_homes: tuple[Path, Path]) -> tuple[ShardLM, HFLM]:
-    checkpoint, exported = map(str, built_in_homes)
+def built_in(built_in_formats: tuple[Path, Path]) -> tuple[ShardLM, HFLM]:
+    checkpoint, exported = map(str, built_in_formats)
     return (
         ShardLM(pretrained=checkpoint, device="cpu", batch_size="auto", max_length=512),
         HFLM(pretrained=exported, device="cpu", batch_size=8, max_length=512, dtype="float32"),
@@ -188,15 +188,15 @@ def test_texts_are_those_of_hf_up_to_the_first_stop_text(ours: ShardLM, theirs: 
 
 
 @pytest.mark.parametrize("add_bos_token", [True, False])
-def test_the_begin_of_document_token_follows_hf(homes: tuple[Path, Path], add_bos_token: bool) -> None:
-    ours = ShardLM(pretrained=str(homes[0]), device="cpu", add_bos_token=add_bos_token)
-    theirs = HFLM(pretrained=str(homes[1]), device="cpu", batch_size=4, add_bos_token=add_bos_token)
+def test_the_begin_of_document_token_follows_hf(formats: tuple[Path, Path], add_bos_token: bool) -> None:
+    ours = ShardLM(pretrained=str(formats[0]), device="cpu", add_bos_token=add_bos_token)
+    theirs = HFLM(pretrained=str(formats[1]), device="cpu", batch_size=4, add_bos_token=add_bos_token)
     assert_same_likelihoods(ours, theirs, PAIRS)
 
 
-def test_a_shorter_max_length_cuts_as_hf_does(homes: tuple[Path, Path]) -> None:
-    ours = ShardLM(pretrained=str(homes[0]), device="cpu", max_length=40)
-    theirs = HFLM(pretrained=str(homes[1]), device="cpu", batch_size=4, max_length=40)
+def test_a_shorter_max_length_cuts_as_hf_does(formats: tuple[Path, Path]) -> None:
+    ours = ShardLM(pretrained=str(formats[0]), device="cpu", max_length=40)
+    theirs = HFLM(pretrained=str(formats[1]), device="cpu", batch_size=4, max_length=40)
     assert_same_likelihoods(ours, theirs, PAIRS[:-1])
     prompts = [f"Question: {q}\nAnswer:" for q, _ in QUESTIONS]
     assert_same_texts(ours, theirs, prompts, {"until": ["."], "max_gen_toks": 12})
@@ -206,9 +206,9 @@ def test_a_shorter_max_length_cuts_as_hf_does(homes: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, "auto", "5"])
-def test_answers_do_not_depend_on_the_batch_size(ours: ShardLM, homes: tuple[Path, Path], batch_size: Any) -> None:
-    other = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size=batch_size, seed=7)
-    same = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size="auto", seed=7)
+def test_answers_do_not_depend_on_the_batch_size(ours: ShardLM, formats: tuple[Path, Path], batch_size: Any) -> None:
+    other = ShardLM(pretrained=str(formats[0]), device="cpu", batch_size=batch_size, seed=7)
+    same = ShardLM(pretrained=str(formats[0]), device="cpu", batch_size="auto", seed=7)
     requests = asked("loglikelihood", PAIRS)
     found = other.loglikelihood(requests, disable_tqdm=True)
     assert [v for v, _ in found] == pytest.approx([v for v, _ in ours.loglikelihood(requests)], abs=1e-4)
@@ -243,9 +243,9 @@ def sizes_of(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 
 def test_documents_without_a_context_do_not_share_a_batch_beyond_its_size(
-    homes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    formats: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size=2)
+    lm = ShardLM(pretrained=str(formats[0]), device="cpu", batch_size=2)
     seen = sizes_of(monkeypatch)
     documents = [(f"Document {n} tells of sheep, of ice and of light. " * (n % 3 + 1),) for n in range(40)]
     lm.loglikelihood_rolling(asked("loglikelihood_rolling", documents), disable_tqdm=True)
@@ -253,14 +253,14 @@ def test_documents_without_a_context_do_not_share_a_batch_beyond_its_size(
 
 
 def test_a_context_with_many_continuations_comes_in_pieces(
-    homes: tuple[Path, Path], ours: ShardLM, monkeypatch: pytest.MonkeyPatch
+    formats: tuple[Path, Path], ours: ShardLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = [("How many sheep?", f" {n} sheep") for n in range(19)] + [
         ("What melts?", " ice"),
         ("What melts?", " lead"),
     ]
     expected = ours.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)
-    lm = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size=1)
+    lm = ShardLM(pretrained=str(formats[0]), device="cpu", batch_size=1)
     seen = sizes_of(monkeypatch)
     found = lm.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)
     assert sorted(seen) == [[2], [3], [8], [8]]
@@ -291,9 +291,9 @@ def test_a_batch_that_does_not_fit_is_halved(ours: ShardLM, monkeypatch: pytest.
 
 @pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling", "generate_until"])
 def test_an_interrupted_evaluation_goes_on_from_the_cache(
-    homes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    formats: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    lm = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size=2)
+    lm = ShardLM(pretrained=str(formats[0]), device="cpu", batch_size=2)
     arguments: list[tuple[Any, ...]] = {
         "loglikelihood": [(f"Question: {q}\nAnswer:", f" {a}") for q, a in QUESTIONS],
         "loglikelihood_rolling": [(q,) for q, _ in QUESTIONS],
@@ -317,13 +317,15 @@ def test_an_interrupted_evaluation_goes_on_from_the_cache(
     assert calls == [2, 2, 2]
 
 
-def test_a_sample_depends_on_its_question_not_on_the_process_that_writes_it(homes: tuple[Path, Path]) -> None:
+def test_a_sample_depends_on_its_question_not_on_the_process_that_writes_it(
+    formats: tuple[Path, Path],
+) -> None:
     kwargs = {"until": ["."], "do_sample": True, "temperature": 1.0, "max_gen_toks": 12}
 
     def question(doc_id: int) -> Instance:
         return Instance("generate_until", {}, ("Question:", dict(kwargs)), 0, metadata=("sums", doc_id, 1))
 
-    lm = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size=4, seed=3)
+    lm = ShardLM(pretrained=str(formats[0]), device="cpu", batch_size=4, seed=3)
     texts = lm.generate_until([question(n) for n in range(6)], disable_tqdm=True)
     assert len(set(texts)) > 1
     # The share of the second of two processes; a run that goes on with the last question.
@@ -335,8 +337,8 @@ def test_a_sample_depends_on_its_question_not_on_the_process_that_writes_it(home
     assert len(set(again)) > 1
 
 
-def test_what_is_cut_is_said_once(homes: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
-    lm = ShardLM(pretrained=str(homes[0]), device="cpu", max_length=40)
+def test_what_is_cut_is_said_once(formats: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
+    lm = ShardLM(pretrained=str(formats[0]), device="cpu", max_length=40)
     long = ["long " * n for n in (60, 70, 80)]
     lm.loglikelihood(asked("loglikelihood", [(text, " 42") for text in long]), disable_tqdm=True)
     lm.generate_until(asked("generate_until", [(text, {"max_gen_toks": 5}) for text in long]), disable_tqdm=True)
@@ -351,9 +353,9 @@ def test_what_is_cut_is_said_once(homes: tuple[Path, Path], caplog: pytest.LogCa
 
 @pytest.mark.parametrize("length", [40, 41, 80, 95])
 def test_a_continuation_longer_than_max_length_is_the_sum_of_its_windows(
-    homes: tuple[Path, Path], length: int, caplog: pytest.LogCaptureFixture
+    formats: tuple[Path, Path], length: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lm = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size="auto", max_length=40)
+    lm = ShardLM(pretrained=str(formats[0]), device="cpu", batch_size="auto", max_length=40)
     context, answer = [7, 8], [(31 * pos) % 300 for pos in range(length)]
     tokens, expected = [context[-1], *answer], 0.0
     for start in range(0, length, 40):  # the first window is read after one token, every other at its full length
@@ -370,8 +372,8 @@ def test_a_continuation_longer_than_max_length_is_the_sum_of_its_windows(
     assert (said in [record.message for record in caplog.records]) == (length > 40)
 
 
-def test_a_long_continuation_is_greedy_where_all_of_its_windows_are(homes: tuple[Path, Path]) -> None:
-    lm = ShardLM(pretrained=str(homes[0]), device="cpu", max_length=40)
+def test_a_long_continuation_is_greedy_where_all_of_its_windows_are(formats: tuple[Path, Path]) -> None:
+    lm = ShardLM(pretrained=str(formats[0]), device="cpu", max_length=40)
     tokens = [7]
     for _ in range(41):
         with torch.no_grad():
@@ -399,14 +401,16 @@ def test_a_long_continuation_is_greedy_where_all_of_its_windows_are(homes: tuple
         ({"tokenizer": "nowhere.json"}, "nowhere.json: no such tokenizer file"),
     ],
 )
-def test_a_wrong_argument_gets_one_sentence(homes: tuple[Path, Path], arguments: dict[str, Any], message: str) -> None:
+def test_a_wrong_argument_gets_one_sentence(
+    formats: tuple[Path, Path], arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        ShardLM(**{"pretrained": str(homes[0]), "device": "cpu", **arguments})
+        ShardLM(**{"pretrained": str(formats[0]), "device": "cpu", **arguments})
     assert isinstance(caught.value, SystemExit)
     assert str(caught.value.code).startswith("error: ")
 
 
-def test_a_tokenizer_that_does_not_fit_gets_one_sentence(homes: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_tokenizer_that_does_not_fit_gets_one_sentence(formats: tuple[Path, Path], tmp_path: Path) -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
     large = Tokenizer.train([f"{a}{b}{c}" for a in letters for b in letters for c in letters], vocab_size=500)
     large.save(tmp_path / "large.json")
@@ -415,9 +419,9 @@ def test_a_tokenizer_that_does_not_fit_gets_one_sentence(homes: tuple[Path, Path
         with pytest.raises(
             HarnessError, match=rf"{name}\.json is not the one that .*checkpoint holds; leave tokenizer"
         ):
-            ShardLM(pretrained=str(homes[0]), device="cpu", tokenizer=str(tmp_path / f"{name}.json"))
+            ShardLM(pretrained=str(formats[0]), device="cpu", tokenizer=str(tmp_path / f"{name}.json"))
     # A checkpoint without one takes the tokenizer of its size.
-    bare = shutil.copytree(homes[0], tmp_path / "bare")
+    bare = shutil.copytree(formats[0], tmp_path / "bare")
     (bare / "tokenizer.json").unlink()
     with pytest.raises(HarnessError, match=r"bare holds no tokenizer\.json; pass tokenizer=FILE"):
         ShardLM(pretrained=str(bare), device="cpu")
@@ -426,8 +430,8 @@ def test_a_tokenizer_that_does_not_fit_gets_one_sentence(homes: tuple[Path, Path
             HarnessError, match=rf"has {entries} entries, the model's vocabulary 360; pass the tokenizer"
         ):
             ShardLM(pretrained=str(bare), device="cpu", tokenizer=str(tmp_path / f"{name}.json"))
-    own = homes[0] / "tokenizer.json"
-    for folder in (bare, homes[0]):
+    own = formats[0] / "tokenizer.json"
+    for folder in (bare, formats[0]):
         assert ShardLM(pretrained=str(folder), device="cpu", tokenizer=str(own)).tok_encode("42", False)
 
 
@@ -436,34 +440,36 @@ def test_a_tokenizer_that_does_not_fit_gets_one_sentence(homes: tuple[Path, Path
     [("add_bos_token=0", 1, 2), ("add_bos_token=no,batch_size=auto:4", 1, "auto"), ("add_bos_token=True", 0, 2)],
 )
 def test_arguments_mean_what_the_harness_lets_people_write(
-    homes: tuple[Path, Path], words: str, first: int, size: int | str
+    formats: tuple[Path, Path], words: str, first: int, size: int | str
 ) -> None:
     given = {"device": "cpu"} if "batch_size" in words else {"device": "cpu", "batch_size": 2}
-    lm = ShardLM.create_from_arg_string(f"pretrained={homes[0]},{words}", given)
+    lm = ShardLM.create_from_arg_string(f"pretrained={formats[0]},{words}", given)
     assert lm.tok_encode("What") == lm.tokens.encode("What", bos=True)[first:]
     assert lm.batch_size == size
 
 
-def test_model_args_count_before_the_commands_own_defaults(homes: tuple[Path, Path]) -> None:
+def test_model_args_count_before_the_commands_own_defaults(formats: tuple[Path, Path]) -> None:
     flags = {"batch_size": 1, "max_batch_size": None, "device": "cuda:0"}
-    given = {"pretrained": str(homes[0]), "batch_size": 4, "max_batch_size": 8, "device": "cpu"}
+    given = {"pretrained": str(formats[0]), "batch_size": 4, "max_batch_size": 8, "device": "cpu"}
     words = ",".join(f"{name}={value}" for name, value in given.items())
     for lm in (ShardLM.create_from_arg_string(words, flags), ShardLM.create_from_arg_obj(given, flags)):
         assert (lm.batch_size, lm.max_batch_size, str(lm.device)) == (4, 8, "cpu")
 
 
-def test_paths_may_look_like_numbers(homes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(homes[0], tmp_path / "2024")
-    shutil.copy(homes[0] / "tokenizer.json", tmp_path / "5")
+def test_paths_may_look_like_numbers(
+    formats: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(formats[0], tmp_path / "2024")
+    shutil.copy(formats[0] / "tokenizer.json", tmp_path / "5")
     monkeypatch.chdir(tmp_path)
     lm = ShardLM.create_from_arg_string("pretrained=2024,tokenizer=5", {"device": "cpu"})
     assert lm.path.name == "2024"
 
 
-def test_arguments_that_are_no_pairs_get_one_sentence(homes: tuple[Path, Path]) -> None:
+def test_arguments_that_are_no_pairs_get_one_sentence(formats: tuple[Path, Path]) -> None:
     with pytest.raises(HarnessError, match="'here' is no key=value"):
         ShardLM.create_from_arg_string("here", {"batch_size": 1, "device": "cpu"})
-    lm = ShardLM.create_from_arg_string(f"pretrained={homes[0]},max_length=100", {"batch_size": 4, "device": "cpu"})
+    lm = ShardLM.create_from_arg_string(f"pretrained={formats[0]},max_length=100", {"batch_size": 4, "device": "cpu"})
     assert (lm.max_length, lm.batch_size) == (100, 4)
 
 
@@ -482,8 +488,8 @@ def test_an_impossible_generation_gets_one_sentence(ours: ShardLM, kwargs: dict[
 
 @pytest.mark.parametrize("batch_size", [4, "auto"])
 @pytest.mark.parametrize("pair", [("Hello there", ""), ("", "")])
-def test_an_empty_continuation_gets_one_sentence(homes: tuple[Path, Path], batch_size: Any, pair: Any) -> None:
-    lm = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size=batch_size)
+def test_an_empty_continuation_gets_one_sentence(formats: tuple[Path, Path], batch_size: Any, pair: Any) -> None:
+    lm = ShardLM(pretrained=str(formats[0]), device="cpu", batch_size=batch_size)
     with pytest.raises(HarnessError, match="a continuation adds no token to its context"):
         lm.loglikelihood(asked("loglikelihood", [pair]), disable_tqdm=True)
 

@@ -90,7 +90,9 @@ def prints(python: Path, code: str) -> str:
 
 
 @pytest.mark.slow
-def test_lm_eval_scores_a_shard_as_hf_does(environment: Environment, homes: tuple[Path, Path], tmp_path: Path) -> None:
+def test_lm_eval_scores_a_shard_as_hf_does(
+    environment: Environment, formats: tuple[Path, Path], tmp_path: Path
+) -> None:
     kind, python = environment
     if kind == "normal":
         pytest.skip("the command of the docs runs there")
@@ -99,7 +101,7 @@ def test_lm_eval_scores_a_shard_as_hf_does(environment: Environment, homes: tupl
         "--model",
         "shard",
         "--model_args",
-        f"pretrained={homes[0]}",
+        f"pretrained={formats[0]}",
         "--device",
         "cpu",
         "--output_path",
@@ -114,7 +116,7 @@ def test_lm_eval_scores_a_shard_as_hf_does(environment: Environment, homes: tupl
     logged = [json.loads(line) for line in samples.read_text().splitlines()]
     pairs = [tuple(request.values()) for row in logged for request in row["arguments"].values()]
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
-    expected = HFLM(pretrained=str(homes[1]), device="cpu", batch_size=12).loglikelihood(requests, disable_tqdm=True)
+    expected = HFLM(pretrained=str(formats[1]), device="cpu", batch_size=12).loglikelihood(requests, disable_tqdm=True)
     found = [float(answer[0][0]) for row in logged for answer in row["resps"]]
     assert len(found) == 12
     assert found == pytest.approx([value for value, _ in expected], abs=1e-4)
@@ -136,12 +138,19 @@ def test_the_offline_command_of_the_docs_scores_the_built_in_model_as_it_is_writ
 
 @pytest.mark.slow
 def test_a_mistake_is_one_sentence_and_a_failing_exit(
-    environment: Environment, homes: tuple[Path, Path], tmp_path: Path
+    environment: Environment, formats: tuple[Path, Path], tmp_path: Path
 ) -> None:
     kind, python = environment
     if kind == "editable":
         pytest.skip("what a mistake prints does not depend on the install")
-    arguments = ["--model", "shard", "--model_args", f"pretrained={homes[0]},max_length=9999", "--tasks", "arc_easy"]
+    arguments = [
+        "--model",
+        "shard",
+        "--model_args",
+        f"pretrained={formats[0]},max_length=9999",
+        "--tasks",
+        "arc_easy",
+    ]
     done = lm_eval(python, tmp_path, *arguments)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: model_args: max_length=9999 is out of range")
@@ -235,7 +244,7 @@ def test_uninstalling_leaves_lm_eval_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_under_torchrun_give_the_scores_of_one(homes: tuple[Path, Path], tmp_path: Path) -> None:
+def test_two_processes_under_torchrun_give_the_scores_of_one(formats: tuple[Path, Path], tmp_path: Path) -> None:
     script = tmp_path / "both.py"
     script.write_text(f"""
 import json
@@ -243,7 +252,7 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from shardscope.evals.harness import ShardLM
 manager = TaskManager(include_path="tasks", include_defaults=False)
-lm = ShardLM(pretrained={str(homes[0])!r}, device="cpu", batch_size=2)
+lm = ShardLM(pretrained={str(formats[0])!r}, device="cpu", batch_size=2)
 found = simple_evaluate(lm, tasks=["four_questions"], task_manager=manager, bootstrap_iters=0)
 if lm.rank == 0:
     samples = sorted(found["samples"]["four_questions"], key=lambda sample: sample["doc_id"])
@@ -261,6 +270,6 @@ else:
     world_size, count, answers = json.loads(line.removeprefix("RESULT"))
     assert (world_size, count) == (2, 3)
     pairs = [(f"Question: {q}\nAnswer:", f" {choice}") for q, a in QUESTIONS[:3] for choice in choices_of(q, a)]
-    alone = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size=1)
+    alone = ShardLM(pretrained=str(formats[0]), device="cpu", batch_size=1)
     expected = alone.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
     assert answers == pytest.approx([value for value, _ in expected], abs=1e-4)

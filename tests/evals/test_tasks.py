@@ -101,8 +101,8 @@ def test_a_lettered_question_shows_its_choices() -> None:
     assert (tasks.letters(row), tasks.gold_choice(row)) == (["A", "B"], 1)
 
 
-def test_bits_per_byte_of_the_answer_are_the_models_own(homes: tuple[Path, Path], in_the_repository: None) -> None:
-    lm = ShardLM(pretrained=str(homes[0]), device="cpu", batch_size="auto")
+def test_bits_per_byte_of_the_answer_are_the_models_own(formats: tuple[Path, Path], in_the_repository: None) -> None:
+    lm = ShardLM(pretrained=str(formats[0]), device="cpu", batch_size="auto")
     rows = suite.evaluate(lm, ["shard_gsm8k_likelihood"], "evals/sample", limit=3)
     bits = []
     for line in Path("evals/sample/gsm8k/main/test.jsonl").read_text().splitlines()[:3]:
@@ -124,11 +124,11 @@ def arguments(*words: str) -> argparse.Namespace:
 
 
 def test_a_run_is_kept_and_shown_beside_the_earlier_ones(
-    homes: tuple[Path, Path], tmp_path: Path, in_the_repository: None, monkeypatch: pytest.MonkeyPatch
+    formats: tuple[Path, Path], tmp_path: Path, in_the_repository: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter(["2026-01-01T00-00-00", "2026-01-02T00-00-00"])
     monkeypatch.setattr(suite.time, "strftime", lambda *_: next(times))
-    words = [str(homes[0]), "--out", str(tmp_path), "--limit", "2", "--device", "cpu"]
+    words = [str(formats[0]), "--out", str(tmp_path), "--limit", "2", "--device", "cpu"]
     assert suite.run(arguments(*words, "--tasks", ",".join(LIKELIHOODS[:2]))) == 0
     assert suite.run(arguments(*words, "--tasks", ",".join(LIKELIHOODS))) == 0
     table = (tmp_path / "table.md").read_text().splitlines()
@@ -148,9 +148,9 @@ def test_a_run_is_kept_and_shown_beside_the_earlier_ones(
 
 @pytest.mark.parametrize("name", ["shard_arith", "shard_gsm8k", "shard_math"])
 def test_a_task_that_has_answers_written_runs_to_its_table(
-    homes: tuple[Path, Path], tmp_path: Path, in_the_repository: None, name: str
+    formats: tuple[Path, Path], tmp_path: Path, in_the_repository: None, name: str
 ) -> None:
-    words = [str(homes[0]), "--out", str(tmp_path), "--limit", "1", "--device", "cpu", "--tasks", name]
+    words = [str(formats[0]), "--out", str(tmp_path), "--limit", "1", "--device", "cpu", "--tasks", name]
     assert suite.run(arguments(*words)) == 0
     lines = [line.split("|") for line in (tmp_path / "table.md").read_text().splitlines()[2:]]
     assert {line[1].strip() for line in lines} == {name}
@@ -205,7 +205,7 @@ def test_a_broken_result_is_named_and_left_out(tmp_path: Path, caplog: pytest.Lo
     ],
 )
 def test_a_mistake_gets_one_sentence(
-    homes: tuple[Path, Path], in_the_repository: None, words: list[str], message: str
+    formats: tuple[Path, Path], in_the_repository: None, words: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        suite.run(arguments(str(homes[0]), *words))
+        suite.run(arguments(str(formats[0]), *words))

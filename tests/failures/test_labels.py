@@ -8,7 +8,7 @@ from shardscope import Shard
 from shardscope.failures import CARD_PROMPTS, Labels, card_table, describe, label, sample_card
 from shardscope.failures.labels import ORDER, token_pieces
 from shardscope.failures.prompts import Domain
-from shardscope.generate import StopReason
+from shardscope.generation import StopReason
 from shardscope.tokenizer import Tokenizer
 
 # What the card prints under its prompts, without its quotation marks.

@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from shardscope import Shard, ShardConfig
+from shardscope.bench.train import BOS, Variant, language, recipe_of, trace
 from shardscope.config import PRESETS
-from shardscope.train.bench import BOS, Variant, language, recipe_of, trace
 from shardscope.train.objective import Objective
 
 SMALL = ShardConfig(vocab_size=128, n_ctx=64, d_model=64, n_layers=4, n_heads=4, d_head=16, d_mlp=128, window=16)

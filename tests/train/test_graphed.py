@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from shardscope import Shard
+from shardscope.bench.train import BOS, Variant, language, recipe_of
 from shardscope.config import PRESETS, ConfigError, ShardConfig
 from shardscope.train import graphed
-from shardscope.train.bench import BOS, Variant, language, recipe_of
 from shardscope.train.graphed import PLAIN, Gradients
 from shardscope.train.objective import Objective
 

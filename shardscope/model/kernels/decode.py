@@ -6,7 +6,7 @@ launch (`chained`, Hopper and later) each fetches its weights while the kernel b
 products are the library's; what lies between two is a kernel of these, begun before the product has ended. Everything
 is computed in float32. Weights lie as [out, in]; a row of the residual stream is float32.
 
-`shardscope.generate.graphs` has the plain PyTorch that a step of these must equal.
+`shardscope.generation.graphs` has the plain PyTorch that a step of these must equal.
 """
 
 from __future__ import annotations

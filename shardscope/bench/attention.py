@@ -1,0 +1,272 @@
+"""`shardscope bench attention`: how long the microscope takes to open a long prompt, and what it holds meanwhile.
+
+Every measurement is a process of its own on a model with random weights, so that its peak memory is its own; medians
+over repeats. TransformerLens's `run_with_cache` reads the same tokens with the same weights in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
+import torch
+
+from shardscope.config import PRESETS, ShardConfig
+from shardscope.microscope.heads import head_scores
+from shardscope.microscope.reading import MicroscopeError, read, usable_device
+from shardscope.model import Shard
+
+COMPARED_ROWS = 32  # the last queries of one head of every layer are compared weight by weight
+# Seconds until the first map, seconds until all heads, bytes: what a reader should not have to wait for.
+TARGETS = {"cpu": (25.0, 60.0, 1e9), "cuda": (1.0, 2.0, 1e9)}
+INTERACTION, LESS_MEMORY, FASTER = 0.5, 10.0, 5.0
+PATIENCE = 60.0  # seconds: what takes longer is not repeated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One process: who reads how many tokens of which model."""
+
+    reader: str  # "microscope", "TransformerLens", or "TransformerLens, patterns only"
+    preset: str
+    tokens: int
+    device: str
+    repeats: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `shardscope bench attention`."""
+    parser.add_argument("--model", default="shard-54m", choices=sorted(PRESETS), help="preset (default shard-54m)")
+    parser.add_argument("--tokens", type=int, default=8192, help="length of the prompt (default 8192)")
+    parser.add_argument(
+        "--against", type=int, default=2048, help="length TransformerLens reads too (default 2048; 0: leave it out)"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help=f"of every measurement that takes less than {PATIENCE:g} s; others are made once (default 3)",
+    )
+    parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
+    parser.add_argument("--out", metavar="FILE", help="where the JSON is written")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print the table, write the JSON; 0. Raises MicroscopeError for lengths the model cannot read."""
+    n_ctx = ShardConfig.preset(arguments.model).n_ctx
+    for tokens in (arguments.tokens, arguments.against or 1):
+        if not 1 <= tokens <= n_ctx:
+            raise MicroscopeError(f"{arguments.model} reads 1 to {n_ctx} tokens, not {tokens}")
+    if arguments.repeats < 1:
+        raise MicroscopeError(f"--repeats {arguments.repeats} measures nothing; use at least 1")
+
+    usable_device(arguments.device)
+
+    results: dict[str, Any] = {"machine": _machine(arguments.device)}
+    rows: np.ndarray | None = None
+    for name, reader, tokens in (
+        ("long", "microscope", arguments.tokens),
+        ("short", "microscope", arguments.against),
+        ("whole", "TransformerLens", arguments.against),
+        ("patterns", "TransformerLens, patterns only", arguments.against),
+    ):
+        if tokens == 0:
+            break
+        print(f"{reader}, {tokens:,} tokens …", file=sys.stderr, flush=True)
+        job = Job(
+            reader=reader, preset=arguments.model, tokens=tokens, device=arguments.device, repeats=arguments.repeats
+        )
+        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
+            measured = process.submit(measure, job).result()
+        found = measured.pop("rows")
+        if name == "short":
+            rows = found
+        elif rows is not None:
+            measured["largest_difference"] = float(np.abs(found - rows).max())
+        results[name] = measured
+        if arguments.out:  # after each, so that what is measured is kept
+            Path(arguments.out).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print("\n".join(table(results)))
+    return 0
+
+
+def table(results: dict[str, Any]) -> list[str]:
+    """The results as a Markdown table, with what is to be reached beside what was."""
+    machine, long = results["machine"], results["long"]
+    first, overview, memory = TARGETS["cuda" if machine["device"].startswith("cuda") else "cpu"]
+    n = f"{long['tokens']:,} tokens"
+    lines = [
+        f"| {machine['name']}, torch {machine['torch']} | measured | to reach |",
+        "|---|---|---|",
+        f"| {n}: first map | {long['first_map']:.2f} s | {first:g} s |",
+        f"| {n}: overview of all {long['heads']} heads | {long['overview']:.2f} s | {overview:g} s |",
+        f"| {n}: peak extra memory | {long['peak_bytes'] / 1e9:.2f} GB | {memory / 1e9:g} GB |",
+        f"| {n}: another head's map | {long['another_head']:.3f} s | {INTERACTION} s |",
+        f"| {n}: an exact tile of 512 × 512 | {long['tile']:.3f} s | {INTERACTION} s |",
+    ]
+    if "whole" not in results:
+        return lines
+    short = results["short"]
+    n = f"{short['tokens']:,} tokens"
+    for key, name in (("whole", "run_with_cache"), ("patterns", "run_with_cache, patterns only")):
+        theirs = results[key]
+        to_reach = (f"{LESS_MEMORY:g}× ", f"{FASTER:g}× ") if key == "whole" else ("", "")
+        lines += [
+            f"| {n}: TransformerLens's {name} | {theirs['seconds']:.2f} s, {theirs['peak_bytes'] / 1e9:.2f} GB | |",
+            f"| less memory than that | {theirs['peak_bytes'] / short['peak_bytes']:.1f}× | {to_reach[0]}|",
+            f"| first map, faster by | {theirs['seconds'] / short['first_map']:.1f}× | {to_reach[1]}|",
+            f"| all heads scored, faster by | {theirs['seconds'] / short['overview']:.1f}× | |",
+            f"| largest difference of a weight | {theirs['largest_difference']:.1e} | 1e-5 |",
+        ]
+    return lines
+
+
+# ----------------------------------------------------------------------------------- in a process of its own
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """The job's medians and peak, and under "rows" some weights to compare: [layer query key]."""
+    torch.manual_seed(0)
+    model = Shard(ShardConfig.preset(job.preset)).eval().to(job.device)
+    ids = torch.randint(model.config.vocab_size, (job.tokens,), device=job.device)
+    reader = _microscope if job.reader == "microscope" else _transformer_lens
+    load = os.getloadavg()[0]
+    measured = reader(model, ids, job)
+    return {**asdict(job), "load_before": round(load, 2), **measured}
+
+
+def _microscope(model: Shard, ids: torch.Tensor, job: Job) -> dict[str, Any]:
+    before = _held(job.device)
+    head_scores(read(model, ids[:256]))  # what is loaded or compiled once is not timed; its memory counts
+    times: dict[str, list[float]] = {name: [] for name in ("first_map", "overview", "another_head", "tile", "read")}
+    layer, n = model.config.n_layers - 1, len(ids)
+    side = min(512, n)
+    queries, keys = range(n - side, n), range((n - side) // 2, (n + side) // 2)
+    core_seconds, peak = [], 0
+    for _ in range(job.repeats):
+        reading = scores = None  # two of them at once would count twice
+        start, worked = perf_counter(), process_time()
+        reading = read(model, ids)
+        _wait(job.device)
+        times["read"].append(perf_counter() - start)
+        reading.layers[layer].pooled(0)
+        times["first_map"].append(perf_counter() - start)
+        drawn = perf_counter()
+        scores = head_scores(reading)
+        core_seconds.append(process_time() - worked)
+        peak = peak or _peak(job.device)  # of the first: later ones also hold what the allocator kept
+        # Counted from the prompt: without the map, which an overview does not need.
+        times["overview"].append(times["read"][-1] + perf_counter() - drawn)
+        times["another_head"].append(_seconds(reading.layers[layer].pooled, 1))
+        times["tile"].append(_seconds(reading.layers[layer].tile, 0, queries, keys))
+        if perf_counter() - start > PATIENCE:
+            break
+    assert reading is not None
+    layers = reading.layers
+    return {
+        "repeats": len(core_seconds),
+        "heads": len(scores or ()),
+        **{name: median(values) for name, values in times.items()},
+        "core_seconds": median(core_seconds),  # of pass, map and overview: what a busy machine cannot stretch as much
+        "all_times": times,
+        "peak_bytes": peak - before,
+        "rows": _last_rows(lambda layer, queries: layers[layer].tile(0, queries, range(n)), model, n),
+    }
+
+
+def _transformer_lens(model: Shard, ids: torch.Tensor, job: Job) -> dict[str, Any]:
+    from shardscope.interop.bridge import to_transformer_lens
+
+    bridge = to_transformer_lens(model)
+    only: dict[str, Any] = {}
+    if job.reader.endswith("patterns only"):
+        only["names_filter"] = lambda name: name.endswith("hook_pattern")
+    times, n, peak = [], len(ids), 0
+    with torch.no_grad():
+        before = _held(job.device)
+        bridge.run_with_cache(ids[None, :64], **only)
+        for _ in range(job.repeats):
+            cache = None
+            start = perf_counter()
+            _, cache = bridge.run_with_cache(ids[None], **only)
+            _wait(job.device)
+            times.append(perf_counter() - start)
+            peak = peak or _peak(job.device)
+            if times[-1] > PATIENCE:
+                break
+    assert cache is not None
+    rows = _last_rows(
+        lambda layer, queries: cache["pattern", layer][0, 0, queries.start : queries.stop].float().cpu().numpy(),
+        model,
+        n,
+    )
+    return {
+        "repeats": len(times),
+        "seconds": median(times),
+        "all_times": times,
+        "peak_bytes": peak - before,
+        "rows": rows,
+    }
+
+
+def _last_rows(rows: Callable[[int, range], np.ndarray], model: Shard, n: int) -> np.ndarray:
+    queries = range(max(0, n - COMPARED_ROWS), n)
+    return np.stack([rows(layer, queries) for layer in range(model.config.n_layers)])
+
+
+def _seconds(call: Callable[..., object], *arguments: object) -> float:
+    start = perf_counter()
+    call(*arguments)
+    return perf_counter() - start
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def _held(device: str) -> int:
+    """What this process holds now, in bytes: the model. From here on its peak counts."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:  # no Linux: the most it has held so far
+        return _peak(device)
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _peak(device: str) -> int:
+    """The most this process has held, in bytes; on CUDA what tensors have held since `_held`."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _machine(device: str) -> dict[str, Any]:
+    cuda = device.startswith("cuda")
+    name = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} {_cpu_name()} cores"
+    return {"device": device, "name": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def _cpu_name() -> str:
+    try:
+        lines: Sequence[str] = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,281 @@
+"""How fast text is written, beside transformers' `generate` in the same run: same weights, same prompts, same tokens.
+
+What `shardscope bench decode` prints and writes comes from here. The peer is the exported checkpoint in stock
+transformers with its dynamic cache. Runs alternate, so that what slows the machine slows both; medians are reported.
+A step reads every weight and the cached keys and values once, so the bytes of a token over the measured memory
+bandwidth bound the speed at batch 1.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from shardscope.checkpoint import load, save_checkpoint
+from shardscope.config import PRESETS, ConfigError, ShardConfig
+from shardscope.generation.engine import generate
+from shardscope.generation.forward import Packed
+from shardscope.generation.sampling import SamplingConfig
+from shardscope.model import Shard
+
+if TYPE_CHECKING:
+    import argparse
+
+    from transformers import PreTrainedModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PEER = "transformers"
+STORY = (
+    "The ferry left at six in the morning, when the harbour was still dark and only the baker had a light in his "
+    "window. Anna stood at the rail with her brother and counted the boats that came in from the night's fishing. She "
+    "was eleven years old, and she had never been to the mainland. In her pocket was a letter that her grandmother had "
+    "written to a clockmaker whom nobody on the island had seen for thirty years, and in her bag was the clock. "
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row of the table. `tokens_per_second` counts all sequences, the prompts' reading included in the time."""
+
+    decoder: str
+    batch: int
+    prompt: int
+    new: int
+    tokens_per_second: float
+    spread: float  # half the range of all runs over the median
+    same_tokens: float  # share of the generated tokens that equal the peer's
+    bytes_per_token: float  # of weights and cache that a step reads, for each sequence
+    share_of_bandwidth: float  # as if every token were a step of its own; above 1 where several share one
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", metavar="PATH", help="its weights go on with a story (default: random weights of --model)"
+    )
+    parser.add_argument("--model", default="shard-54m", choices=tuple(PRESETS), help="default shard-54m")
+    parser.add_argument(
+        "--batch",
+        nargs="+",
+        type=int,
+        default=[1],
+        metavar="N",
+        help="sequences at once (default 1); where several numbers are given, --prompt and --new may have as many",
+    )
+    parser.add_argument(
+        "--prompt", nargs="+", type=int, default=[32], metavar="N", help="tokens of each prompt (default 32)"
+    )
+    parser.add_argument(
+        "--new", nargs="+", type=int, default=[128], metavar="N", help="tokens to generate (default 128)"
+    )
+    parser.add_argument("--runs", type=int, default=5, help="measured runs of each (default 5)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: float32 on a CPU, else bfloat16")
+    parser.add_argument("--out", metavar="FILE", help="where the JSON is written")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print the table, write the JSON. Raises ConfigError for sizes that do not fit."""
+    cases = _cases(arguments)
+    device = torch.device(arguments.device)
+    dtype = DTYPES[arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")]
+    with TemporaryDirectory() as scratch:
+        checkpoint = arguments.checkpoint or random_checkpoint(PRESETS[arguments.model], Path(scratch) / "random")
+        model = load(checkpoint, device, dtype)
+        if any(prompt + new > model.config.n_ctx for _, prompt, new in cases):
+            raise ConfigError(f"--prompt and --new together exceed the model's context of {model.config.n_ctx}")
+        peer = exported(checkpoint, Path(scratch) / "exported", device, dtype)
+    bandwidth = memory_bandwidth(device)
+    rows: list[Measured] = []
+    for batch, prompt, new in cases:
+        rows += compare(model, peer, batch, prompt, new, arguments.runs, bandwidth)
+    report = {
+        "command": _command(arguments),
+        "model": str(arguments.checkpoint or arguments.model),
+        "parameters": model.n_params,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "measured": time.strftime("%Y-%m-%d", time.gmtime()),
+        "memory_bandwidth": bandwidth,
+        "rows": [asdict(row) for row in rows],
+    }
+    print(table(report))
+    if arguments.out:
+        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _cases(arguments: argparse.Namespace) -> list[tuple[int, int, int]]:
+    """(batch, prompt, new) of each comparison; a number given once holds for all."""
+    lists = [arguments.batch, arguments.prompt, arguments.new]
+    many = max(map(len, lists))
+    if any(len(numbers) not in (1, many) for numbers in lists):
+        raise ConfigError("--batch, --prompt and --new: give one number, or as many as the longest of them has")
+    if min(map(min, lists)) < 1:
+        raise ConfigError("--batch, --prompt and --new: each number must be at least 1")
+    return list(zip(*(numbers * (many // len(numbers)) for numbers in lists), strict=True))
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command line that asks for this."""
+    words = ["shardscope", "bench", "decode"]
+    for name in ("checkpoint", "model", "batch", "prompt", "new", "runs", "dtype", "out"):
+        value = getattr(arguments, name)
+        if value and not (name == "model" and arguments.checkpoint):
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return " ".join(words)
+
+
+def random_checkpoint(config: ShardConfig, folder: Path) -> Path:
+    """Seeded random weights whose greedy text does not hang on the last bits of a logit."""
+    torch.manual_seed(0)
+    model = Shard(config)
+    with torch.no_grad():
+        model.embed.W_E.mul_(5)
+    return save_checkpoint(folder, model)
+
+
+def exported(checkpoint: str | Path, folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The same weights in stock transformers, by way of the public command."""
+    from transformers import AutoModelForCausalLM
+
+    command = [sys.executable, "-m", "shardscope.cli", "export", str(checkpoint), str(folder)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    peer: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return peer.to(device).eval()  # type: ignore[arg-type]
+
+
+def compare(
+    model: Shard, peer: PreTrainedModel, batch: int, prompt: int, new: int, runs: int, bandwidth: float
+) -> list[Measured]:
+    """A row for each way of writing the same greedy text; the first is transformers', to which the others are held."""
+    picked = _prompts(model, batch, prompt)
+    prompts, packed = picked.tolist(), Packed(model)
+    tokens = picked.to(model.device)
+
+    def theirs(**settings: int) -> list[list[int]]:
+        with torch.inference_mode():
+            # The end token is an ordinary one here, so that every run writes the same number of tokens.
+            written: Tensor = peer.generate(  # type: ignore[operator]
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=new,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+                **settings,
+            )
+        return written[:, prompt:].tolist()
+
+    def ours(lookup: bool) -> list[list[int]]:
+        config = SamplingConfig(max_new_tokens=new, stop_at_eos=False, lookup=lookup)
+        return [list(generation.ids) for generation in generate(model, prompts, config, packed=packed)]
+
+    decoders: dict[str, Callable[[], list[list[int]]]] = {PEER: theirs, "shardscope": partial(ours, lookup=False)}
+    if batch == 1 and model.device.type == "cpu" and model.embed.W_E.dtype == torch.float32:
+        decoders["transformers, prompt lookup"] = partial(theirs, prompt_lookup_num_tokens=10)
+        decoders["shardscope, lookup (default)"] = partial(ours, lookup=True)
+    expected = theirs()
+    texts = {name: decoder() for name, decoder in decoders.items()}  # warm
+    seconds: dict[str, list[float]] = {name: [] for name in decoders}
+    for _ in range(runs):
+        for name, decoder in decoders.items():
+            _synchronize(model.device)
+            start = time.perf_counter()
+            decoder()
+            _synchronize(model.device)
+            seconds[name].append(time.perf_counter() - start)
+    size = bytes_per_token(model, batch, prompt + new // 2)
+    return [
+        Measured(
+            decoder=name,
+            batch=batch,
+            prompt=prompt,
+            new=new,
+            tokens_per_second=(speed := batch * new / statistics.median(times)),
+            spread=(max(times) - min(times)) / 2 / statistics.median(times),
+            same_tokens=_share_equal(texts[name], expected),
+            bytes_per_token=size,
+            share_of_bandwidth=speed * size / bandwidth,
+        )
+        for name, times in seconds.items()
+    ]
+
+
+def _prompts(model: Shard, batch: int, length: int) -> Tensor:
+    """Beginnings of a story where the model has a tokenizer, each from another word on; else random tokens."""
+    if model.tokenizer is None:
+        generator = torch.Generator().manual_seed(batch)
+        return torch.randint(1, model.config.vocab_size, (batch, length), generator=generator)
+    ids = model.tokenizer.encode(STORY)
+    ids *= 1 + (length + batch) // len(ids)
+    return torch.tensor([ids[row : row + length] for row in range(batch)])
+
+
+def bytes_per_token(model: Shard, batch: int, context: int) -> float:
+    """What a step reads for each of `batch` sequences: its share of the weights, and its keys and values."""
+    config, size = model.config, model.embed.W_E.element_size()
+    held = sum(min(window or context, context) for window in config.windows)
+    return size * (config.n_params / batch + 2 * held * config.n_heads * config.d_head)
+
+
+def memory_bandwidth(device: torch.device, megabytes: int = 512) -> float:
+    """Bytes a second that one pass over a large array reads: the best of ten."""
+    array = torch.ones(megabytes * 2**18, device=device)
+    array.sum()
+    best = 0.0
+    for _ in range(10):
+        _synchronize(device)
+        start = time.perf_counter()
+        array.sum()
+        _synchronize(device)
+        best = max(best, array.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as a Markdown table."""
+    lines = [
+        f"{report['model']}, {report['dtype']}, {report['device']}, {report['threads']} threads, torch "
+        f"{report['torch']}; memory read at {report['memory_bandwidth'] / 1e9:.1f} GB/s",
+        "",
+        "| decoder | batch | prompt + new | tokens/s | spread | against peer | same tokens | MB/token | bandwidth |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+
+    def case(row: dict[str, Any]) -> tuple[int, int, int]:
+        return row["batch"], row["prompt"], row["new"]
+
+    base = {case(row): row["tokens_per_second"] for row in report["rows"] if row["decoder"] == PEER}
+    for row in report["rows"]:
+        lines.append(
+            f"| {row['decoder']} | {row['batch']} | {row['prompt']} + {row['new']} | {row['tokens_per_second']:,.1f} "
+            f"| ±{row['spread']:.0%} | {row['tokens_per_second'] / base[case(row)]:.2f}× | {row['same_tokens']:.1%} "
+            f"| {row['bytes_per_token'] / 1e6:.1f} | {row['share_of_bandwidth']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def _share_equal(texts: list[list[int]], expected: list[list[int]]) -> float:
+    pairs = [pair for row, other in zip(texts, expected, strict=True) for pair in zip(row, other, strict=True)]
+    return sum(a == b for a, b in pairs) / len(pairs)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,268 @@
+"""Generation: prompts of any lengths in one batch, as a stream of tokens or as finished texts.
+
+generate(model, ["Once upon a time"])[0].text
+for event in stream(model, ["Once upon a time"], SamplingConfig(temperature=0.7, top_p=0.9)): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shardscope.config import ConfigError
+from shardscope.generation.forward import Decoder, Packed, is_watched
+from shardscope.generation.graphs import STEPS, greedy_steps
+from shardscope.generation.lookup import MOST, Guesser
+from shardscope.generation.sampling import Sampler, SamplingConfig
+from shardscope.generation.text import TextStream
+from shardscope.model import Shard
+
+StopReason = Literal["eos", "length", "stop", "context"]
+Prompt = str | Sequence[int]
+
+
+class GenerationError(ConfigError):
+    """A prompt that cannot be continued; the message says which and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One continued prompt.
+
+    `stop_reason`: eos (the model ended the document), length (`max_new_tokens`), stop (a stop text appeared), context
+    (the model's context is full). `ids` and `logprobs` (natural logarithm, the model's own, before temperature and
+    cuts) leave out the end token; `text` also leaves out the stop text. `prompt_ids` begin with `<|endoftext|>` where
+    the prompt was a text.
+    """
+
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...]
+    stop_reason: StopReason
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenEvent:
+    """One token of prompt number `row`, as soon as it is known.
+
+    `id` is None when the sequence ended without one: at the end token, or because the prompt fills the context. The
+    events' `text`s joined are the generation's text; a token that ends within a character, or within what may become a
+    stop text, brings none until that is settled.
+    """
+
+    row: int
+    id: int | None
+    logprob: float | None
+    text: str
+    stop_reason: StopReason | None = None
+
+
+def generate(
+    model: Shard,
+    prompts: str | Sequence[Prompt],
+    config: SamplingConfig | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    packed: Packed | None = None,
+) -> list[Generation]:
+    """Continue every prompt (a text, or token ids) and return when all have ended; one `Generation` for each.
+
+    `seeds` gives each sequence its own seed (default: config.seed, config.seed + 1, …). A sequence's sample does not
+    depend on its batch. `packed` are the model's weights, packed before, for many calls in a row. Raises
+    GenerationError for a prompt that is empty, too long, or a text without a tokenizer.
+    """
+    config = config or SamplingConfig()
+    sequences = _sequences(model, prompts, config, seeds)
+    for _ in _run(model, sequences, config, packed):
+        pass
+    return [sequence.result() for sequence in sequences]
+
+
+def stream(
+    model: Shard,
+    prompts: str | Sequence[Prompt],
+    config: SamplingConfig | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+) -> Iterator[TokenEvent]:
+    """As `generate`, but token by token. Prompts are checked at once, the model runs as the events are taken."""
+    config = config or SamplingConfig()
+    return _run(model, _sequences(model, prompts, config, seeds), config)
+
+
+@dataclass
+class _Sequence:
+    row: int
+    prompt: str
+    prompt_ids: list[int]
+    seed: int
+    room: int  # tokens that still fit the context
+    config: SamplingConfig
+    eos_id: int | None
+    text: TextStream
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stop_reason: StopReason | None = None
+
+    def take(self, id: int, logprob: float) -> TokenEvent:
+        if id == self.eos_id:
+            return self.end("eos", None, logprob)
+        self.ids.append(id)
+        self.logprobs.append(logprob)
+        new = self.text.push(id)
+        if self.text.stopped:
+            return self.end("stop", id, logprob, new)
+        if len(self.ids) == self.config.max_new_tokens:
+            return self.end("length", id, logprob, new)
+        if len(self.ids) == self.room:
+            return self.end("context", id, logprob, new)
+        return TokenEvent(row=self.row, id=id, logprob=logprob, text=new)
+
+    def end(
+        self, reason: StopReason, id: int | None = None, logprob: float | None = None, text: str = ""
+    ) -> TokenEvent:
+        text += self.text.finish()
+        self.stop_reason = reason
+        return TokenEvent(row=self.row, id=id, logprob=logprob, text=text, stop_reason=reason)
+
+    def result(self) -> Generation:
+        assert self.stop_reason is not None
+        return Generation(
+            prompt=self.prompt,
+            prompt_ids=tuple(self.prompt_ids),
+            ids=tuple(self.ids),
+            text=self.text.text,
+            logprobs=tuple(self.logprobs),
+            stop_reason=self.stop_reason,
+            seed=self.seed,
+        )
+
+
+def _sequences(
+    model: Shard, prompts: str | Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int] | None
+) -> list[_Sequence]:
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if seeds is None:
+        seeds = range(config.seed, config.seed + len(prompts))
+    if len(seeds) != len(prompts):
+        raise GenerationError(f"{len(seeds)} seeds for {len(prompts)} prompts; give each prompt its own")
+    if config.stop and model.tokenizer is None:
+        raise GenerationError("stop texts need a tokenizer, and this model has none; set model.tokenizer")
+    return [_sequence(model, row, prompt, config, seeds[row]) for row, prompt in enumerate(prompts)]
+
+
+def _sequence(model: Shard, row: int, prompt: Prompt, config: SamplingConfig, seed: int) -> _Sequence:
+    tokenizer, n_ctx = model.tokenizer, model.config.n_ctx
+    if not isinstance(prompt, str):
+        ids = list(prompt)
+    elif tokenizer is None:
+        raise GenerationError(f"prompt {row} is a text, but the model has no tokenizer; pass token ids")
+    else:
+        ids = tokenizer.encode(prompt, bos=True)
+    if not ids:
+        raise GenerationError(f"prompt {row} holds no token; begin with at least one")
+    if not all(0 <= id < model.config.vocab_size for id in ids):
+        raise GenerationError(f"prompt {row} holds ids outside the vocabulary of {model.config.vocab_size}")
+    if len(ids) > n_ctx:
+        raise GenerationError(f"prompt {row} has {len(ids)} tokens, the context holds {n_ctx}; shorten it")
+    text = prompt if isinstance(prompt, str) else ""
+    if not isinstance(prompt, str) and tokenizer is not None:
+        # A vocabulary that was padded has ids that stand for no text.
+        text = tokenizer.decode([id for id in ids if id < tokenizer.vocab_size])
+    eos_id = tokenizer.eos_id if tokenizer is not None and config.stop_at_eos else None
+    return _Sequence(row, text, ids, seed, n_ctx - len(ids), config, eos_id, TextStream(tokenizer, config.stop))
+
+
+def _run(
+    model: Shard, sequences: list[_Sequence], config: SamplingConfig, packed: Packed | None = None
+) -> Iterator[TokenEvent]:
+    for sequence in sequences:
+        if sequence.room == 0:
+            yield sequence.end("context")
+    alive = [sequence for sequence in sequences if sequence.stop_reason is None]
+    if not alive:
+        return
+    capacity = max(len(s.prompt_ids) + min(s.room, config.max_new_tokens) for s in alive)
+    decoder = Decoder(model, len(alive), capacity, packed)
+    prompts = [sequence.prompt_ids for sequence in alive]
+    logits = decoder.prefill(prompts)
+    if _graphable(model, config):
+        yield from _in_graphs(decoder, alive, logits)
+        return
+    if _guessable(model, config, decoder):
+        yield from _by_guesses(decoder, alive[0], logits[0])
+        return
+    sampler = Sampler(config, prompts, [sequence.seed for sequence in alive], logits)
+    while True:
+        ids, logprobs = sampler(logits)
+        for sequence, id, logprob in zip(alive, ids, logprobs, strict=True):
+            yield sequence.take(id, logprob)
+        rows = [row for row, sequence in enumerate(alive) if sequence.stop_reason is None]
+        if not rows:
+            return
+        if len(rows) < len(alive):
+            alive, ids = [alive[row] for row in rows], [ids[row] for row in rows]
+            decoder.keep(rows)
+            sampler.keep(rows)
+        logits = decoder.step(ids)
+
+
+def _guessable(model: Shard, config: SamplingConfig, decoder: Decoder) -> bool:
+    """Whether guesses may pass through the model.
+
+    They may for one greedy sequence, in arithmetic so fine that a step of several rows chooses as several steps do, and
+    on a device for which such a step is cheap.
+    """
+    greedy = config.lookup and config.temperature == 0 and config.repetition_penalty == 1
+    exact = model.device.type == "cpu" and model.embed.W_E.dtype == torch.float32
+    return greedy and exact and len(decoder.cache.lengths) == 1 and not is_watched(model)
+
+
+def _by_guesses(decoder: Decoder, sequence: _Sequence, logits: Float[Tensor, "vocab"]) -> Iterator[TokenEvent]:
+    guesser = Guesser(sequence.prompt_ids, min(MOST, decoder.chunk - 1))
+    rows = logits[None]
+    guessed: list[int] = []
+    while True:
+        likeliest, chosen = rows.max(dim=-1)
+        logprobs = (likeliest - rows.logsumexp(dim=-1)).tolist()
+        ids = chosen.tolist()
+        # The choice after the last token is the model's own; each guess that it would have made brings one more.
+        right = next((place for place, guess in enumerate(guessed) if guess != ids[place]), len(guessed))
+        if guessed:
+            decoder.settle(1 + right)
+            guesser.learn(len(guessed), right)
+        for id, logprob in zip(ids[: right + 1], logprobs, strict=False):
+            yield sequence.take(id, logprob)
+            if sequence.stop_reason is not None:
+                return
+            guesser.push(id)
+        left = min(sequence.room, sequence.config.max_new_tokens) - len(sequence.ids)
+        guessed = guesser.guess(left - 1)
+        rows = decoder.attempt([ids[right], *guessed]) if guessed else decoder.step([ids[right]])
+
+
+def _graphable(model: Shard, config: SamplingConfig) -> bool:
+    """Whether steps may run as a CUDA graph: greedy, nobody watches, and enough of them to pay for the capture."""
+    greedy = config.temperature == 0 and config.repetition_penalty == 1
+    return model.device.type == "cuda" and greedy and config.max_new_tokens > STEPS and not is_watched(model)
+
+
+def _in_graphs(decoder: Decoder, alive: list[_Sequence], logits: Tensor) -> Iterator[TokenEvent]:
+    likeliest, first = logits.max(dim=-1)
+    found = (first.tolist(), (likeliest - logits.logsumexp(dim=-1)).tolist())
+    limit = max(min(sequence.room, sequence.config.max_new_tokens) for sequence in alive) - 1
+    for ids, logprobs in chain([found], greedy_steps(decoder, first, limit)):
+        for sequence, id, logprob in zip(alive, ids, logprobs, strict=True):
+            if sequence.stop_reason is None:
+                yield sequence.take(id, logprob)
+        if all(sequence.stop_reason is not None for sequence in alive):
+            return

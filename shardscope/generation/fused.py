@@ -1,0 +1,120 @@
+"""A greedy step out of few kernels (`shardscope.model.kernels.decode`), for GPUs with Triton.
+
+Few rows: five kernels a layer, matrix-vector products included. More rows: the library's matrix products, and one
+kernel between two of them. The cache is read where it lies, only as far as it is filled.
+"""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import torch
+from einops import rearrange
+from jaxtyping import Int
+from torch import Tensor
+
+from shardscope.generation.cache import LayerCache
+from shardscope.generation.forward import Packed, PackedBlock
+from shardscope.model.kernels import decode
+from shardscope.model.kernels.swiglu import swiglu
+
+FEW = 4  # rows for which a product is a pass over the weight and no more
+PROGRAMS = 128  # that attention is divided into at least, where the rows do not suffice
+MOST_SPLITS = 16
+
+
+class _FusedLayer:
+    """A block's matrices as [out, in]: copies, made once for all decoders of a `Packed`."""
+
+    def __init__(self, block: PackedBlock) -> None:
+        self.ln1, self.ln2 = block.ln1, block.ln2
+        self.W_QKV, self.W_O, self.W_out = (w.T.contiguous() for w in (block.W_QKV, block.W_O, block.W_out))
+        self.W_both = rearrange([block.W_gate, block.W_in], "both d_model d_mlp -> (both d_mlp) d_model").contiguous()
+
+
+_LAYERS: WeakKeyDictionary[Packed, list[_FusedLayer]] = WeakKeyDictionary()
+
+
+class FusedStep:
+    """One step of all rows over the layers' caches: appends `token`, leaves the next one in its place."""
+
+    def __init__(
+        self,
+        packed: Packed,
+        layers: list[LayerCache],
+        token: Int[Tensor, "batch"],
+        length: Int[Tensor, "batch"],
+        record: int,
+    ) -> None:
+        """`length`: positions held in each row; `record`: steps after which the record begins anew."""
+        config, device, rows = packed.config, token.device, len(token)
+        self.packed, self.caches = packed, layers
+        if packed not in _LAYERS:
+            _LAYERS[packed] = [_FusedLayer(block) for block in packed.blocks]
+        self.layers = _LAYERS[packed]
+        self.few = rows <= FEW
+        chained = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+        self.kernels = decode.Launcher(rows, chained)
+        self.length = length
+        self.count = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.tokens = torch.zeros(record, rows, dtype=torch.int64, device=device)
+        self.logprobs = torch.zeros(record, rows, device=device)
+        self.x = packed.embedding[token].float()
+        dtype = packed.embedding.dtype
+        wide = torch.float32 if self.few else dtype
+        heads, d_head = config.n_heads, config.d_head
+        self.qkv = torch.empty(rows, 3 * heads * d_head, device=device, dtype=wide)
+        if self.few:
+            self.hidden = torch.empty(rows, config.d_mlp, device=device)
+        else:
+            self.normed = torch.empty(rows, config.d_model, device=device, dtype=dtype)
+        self.parts = {
+            size: decode.Parts(rows, heads, d_head, self._splits(rows * heads, size), device, dtype)
+            for size in {layer.keys.shape[2] for layer in layers}
+        }
+        # A block of the vocabulary is a product's share of the weights, or of logits that are there already.
+        self.found = decode.Found(rows, config.vocab_size, 32 if self.few else 1024, device)
+
+    def _splits(self, programs: int, size: int) -> int:
+        if not self.few:
+            return 1
+        return max(2, min(-(-PROGRAMS // programs), -(-size // 128), MOST_SPLITS))
+
+    @property
+    def state(self) -> tuple[Tensor, ...]:
+        """What a step changes beside the caches' slots and the record."""
+        return self.x, self.length, self.count
+
+    def __call__(self) -> None:
+        (self._few_rows if self.few else self._many_rows)()
+        self.kernels.choose(
+            self.found, self.packed.embedding, self.x, self.length, self.count, self.tokens, self.logprobs
+        )
+
+    def _few_rows(self) -> None:
+        kernels, config = self.kernels, self.packed.config
+        for layer, cache in zip(self.layers, self.caches, strict=True):
+            kernels.normed_product(self.x, layer.ln1, layer.W_QKV, self.qkv, config.norm_eps)
+            kernels.added_mix(self._attend(cache), layer.W_O, self.x)
+            kernels.gated_product(self.x, layer.ln2, layer.W_both, self.hidden, config.norm_eps)
+            kernels.added_product(self.hidden, layer.W_out, self.x)
+        kernels.unembed(
+            self.x, self.packed.final_norm, self.packed.embedding, self.found, config.norm_eps, config.logit_cap
+        )
+
+    def _many_rows(self) -> None:
+        kernels, config = self.kernels, self.packed.config
+        out: Tensor | None = None
+        for layer, cache in zip(self.layers, self.caches, strict=True):
+            kernels.added_norm(self.x, out, layer.ln1, self.normed, config.norm_eps)
+            torch.mm(self.normed, layer.W_QKV.T, out=self.qkv)
+            z = self._attend(cache).mixed.flatten(1)
+            kernels.added_norm(self.x, z @ layer.W_O.T, layer.ln2, self.normed, config.norm_eps)
+            out = swiglu(self.normed @ layer.W_both.T) @ layer.W_out.T
+        kernels.added_norm(self.x, out, self.packed.final_norm, self.normed, config.norm_eps)
+        kernels.likeliest(decode.product_in_float32(self.normed, self.packed.embedding), self.found, config.logit_cap)
+
+    def _attend(self, cache: LayerCache) -> decode.Parts:
+        parts, rotary = self.parts[cache.keys.shape[2]], self.packed.rotary
+        self.kernels.attend(self.qkv, rotary.cos, rotary.sin, self.length, cache.keys, cache.values, parts)
+        return parts

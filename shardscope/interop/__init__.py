@@ -1,0 +1,46 @@
+"""The same weights in TransformerLens and transformers, and the way in for the original file.
+
+Names are imported on first use, because each module brings a heavy optional dependency.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shardscope.interop.bridge import to_transformer_lens
+    from shardscope.interop.commands import export_command, import_command, verify_command
+    from shardscope.interop.huggingface import export_pretrained, import_pretrained, to_transformers
+    from shardscope.interop.original import import_original
+    from shardscope.interop.parity import verify
+
+_MODULES = {
+    "to_transformer_lens": "bridge",
+    "export_command": "commands",
+    "import_command": "commands",
+    "verify_command": "commands",
+    "import_original": "original",
+    "verify": "parity",
+    "export_pretrained": "huggingface",
+    "import_pretrained": "huggingface",
+    "to_transformers": "huggingface",
+}
+
+__all__ = [
+    "export_command",
+    "export_pretrained",
+    "import_command",
+    "import_original",
+    "import_pretrained",
+    "to_transformer_lens",
+    "to_transformers",
+    "verify",
+    "verify_command",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -340,7 +340,8 @@ def _shard_step(
 
 def shard_step(model: Shard, recipe: Recipe) -> Callable[[Batch], Tensor]:
     """The trainer's step: a batch in, [loss, gradient norm] out, still on the device."""
-    objective, optimizer = Objective(model, recipe, BOS), ShardOptimizer(model, recipe.optimizer)
+    objective = Objective(model, recipe, BOS)
+    optimizer = ShardOptimizer(model, recipe.optimizer, compiled=objective.compiled)
     gradients = Gradients(objective, model, graphs=objective.graphs)
 
     def step(batch: Batch) -> Tensor:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shardscope.model.kernels import cross_entropy
+from shardscope.model.kernels.triton_or_none import HAS_TRITON
 
 Scalar = Float[Tensor, ""]
 
@@ -86,7 +87,7 @@ class _CappedCrossEntropy(torch.autograd.Function):
 
 
 def _kernel_applies(hidden: Tensor) -> bool:
-    return hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16)
+    return hidden.is_cuda and HAS_TRITON and hidden.dtype in (torch.bfloat16, torch.float16)
 
 
 def _kernel_gradient(

@@ -108,9 +108,16 @@ class ShardOptimizer:
 
     `step(lr_scale)` clips the gradient to `config.clip`, updates, and returns the gradient's norm before clipping.
     `group` are the ranks, each holding the same weights and gradients, that divide Newton–Schulz among themselves.
+    `compiled`: the elementwise updates are run through torch.compile.
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimizerConfig,
+        group: dist.ProcessGroup | None = None,
+        compiled: bool = False,
+    ) -> None:
         self.config = config
         matrices, rest = split_parameters(model)
         self.parameters = [*matrices.values(), *rest.values()]
@@ -119,11 +126,11 @@ class ShardOptimizer:
             by_shape: dict[tuple[int, ...], dict[str, nn.Parameter]] = {}
             for name, parameter in matrices.items():
                 by_shape.setdefault(tuple(as_matrix(name, parameter).shape), {})[name] = parameter
-            self.updates += [_Muon(members, config, group) for members in by_shape.values()]
-            self.updates.append(_AdamW(rest, config, lr=config.lr * config.adamw_ratio, decay=0.0))
+            self.updates += [_Muon(members, config, group, compiled) for members in by_shape.values()]
+            self.updates.append(_AdamW(rest, config, compiled, lr=config.lr * config.adamw_ratio, decay=0.0))
         else:
-            self.updates.append(_AdamW(matrices, config, lr=config.lr, decay=config.weight_decay))
-            self.updates.append(_AdamW(rest, config, lr=config.lr, decay=0.0))
+            self.updates.append(_AdamW(matrices, config, compiled, lr=config.lr, decay=config.weight_decay))
+            self.updates.append(_AdamW(rest, config, compiled, lr=config.lr, decay=0.0))
 
     @torch.no_grad()
     def step(self, lr_scale: float = 1.0, loss: Float[Tensor, ""] | None = None) -> Float[Tensor, ""]:
@@ -188,8 +195,9 @@ class _Gradient:
 class _Together:
     """Parameters that are updated together: this rank's parts of all of them as one long vector."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], compiled: bool) -> None:
         self.parameters = dict(parameters)
+        self._fused = _compiled if compiled else lambda function: function
 
     @property
     def parts(self) -> list[Tensor]:
@@ -218,15 +226,19 @@ class _Muon(_Together):
     """Muon for matrices of one shape."""
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, group: dist.ProcessGroup | None
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: OptimizerConfig,
+        group: dist.ProcessGroup | None,
+        compiled: bool,
     ) -> None:
-        super().__init__(parameters)
+        super().__init__(parameters, compiled)
         self.config, self.group = config, group
         self.momentum = self.zeros()
 
     def step(self, gradient: _Gradient, lr_scale: float) -> None:
         raw = self.gradients()
-        update = _compiled(_nesterov, raw)(raw, self.momentum, gradient.scale, gradient.finite, self.config.momentum)
+        update = self._fused(_nesterov)(raw, self.momentum, gradient.scale, gradient.finite, self.config.momentum)
         matrices = torch.stack([as_matrix(name, whole(part)) for name, part in self.named(update).items()])
         lr, scale = self.config.lr * lr_scale, 0.18 * max(matrices.shape[1:]) ** 0.5
         decay = torch.where(gradient.finite, 1 - lr * self.config.weight_decay, 1.0)
@@ -246,9 +258,9 @@ class _AdamW(_Together):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, lr: float, decay: float
+        self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, compiled: bool, lr: float, decay: float
     ) -> None:
-        super().__init__(parameters)
+        super().__init__(parameters, compiled)
         self.betas, self.lr, self.decay = config.betas, lr, decay
         self.exp_avg, self.exp_avg_sq = self.zeros(), self.zeros()
         self.steps = torch.zeros((), device=self.exp_avg.device)
@@ -256,7 +268,7 @@ class _AdamW(_Together):
     def step(self, gradient: _Gradient, lr_scale: float) -> None:
         raw = self.gradients()
         self.steps += gradient.finite
-        direction = _compiled(_adam, raw)(
+        direction = self._fused(_adam)(
             raw, self.exp_avg, self.exp_avg_sq, self.steps, gradient.scale, gradient.finite, *self.betas
         )
         lr = self.lr * lr_scale
@@ -298,11 +310,6 @@ def _adam(
 
 
 @cache
-def _fused(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     # Not at import: the compiler's machinery takes a second to load.
     return torch.compile(function, dynamic=False)
-
-
-def _compiled(function: Callable[..., Tensor], tensor: Tensor) -> Callable[..., Tensor]:
-    """`function` itself on the CPU, its fused form on CUDA."""
-    return _fused(function) if tensor.is_cuda else function

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from shardscope.config import Recipe
+from shardscope.config import ConfigError, Recipe, TrainConfig
 from shardscope.data import document_starts
 from shardscope.model import Shard
 from shardscope.model.kernels import fp8
+from shardscope.model.kernels.triton_or_none import HAS_TRITON
 from shardscope.model.shard import MLP
 from shardscope.train.loss import capped_cross_entropy
 
@@ -28,7 +29,7 @@ class Objective(nn.Module):
         self.bos_id = bos_id if recipe.data.mask_documents else None
         wanted = recipe.train.dtype
         self.bfloat16_matmuls = wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda")
-        compiled = recipe.train.compile == "on" or (recipe.train.compile == "auto" and device.type == "cuda")
+        self.compiled = compiled = compiles(recipe.train, device)
         self.graphs = compiled and device.type == "cuda" and recipe.train.cuda_graphs
         for module in model.modules():
             if isinstance(module, MLP):
@@ -61,6 +62,15 @@ class Objective(nn.Module):
     def arithmetic(self) -> torch.autocast:
         """bfloat16 matmuls where the recipe wants them; weights and their gradients stay float32."""
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bfloat16_matmuls)
+
+
+def compiles(train: TrainConfig, device: torch.device) -> bool:
+    """Whether blocks and optimizer go through torch.compile. Raises ConfigError when it is asked for and cannot be."""
+    # PyTorch's compiler writes Triton for a GPU; without it there is nothing to compile to.
+    possible = device.type != "cuda" or HAS_TRITON
+    if train.compile == "on" and not possible:
+        raise ConfigError("train.compile='on' needs Triton on CUDA, which is not installed; use auto or off")
+    return train.compile == "on" or (train.compile == "auto" and device.type == "cuda" and possible)
 
 
 def _compiled(module: nn.Module) -> Callable[..., Tensor]:

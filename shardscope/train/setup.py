@@ -98,7 +98,7 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
     if sharded:
         shard_over_ranks(objective, world.device)
     # After the sharding, which puts other parameters in the place of the model's.
-    optimizer = ShardOptimizer(model, recipe.optimizer, world.group)
+    optimizer = ShardOptimizer(model, recipe.optimizer, world.group, objective.compiled)
     if state is not None:
         _take_over(optimizer, state, start)
     facts = state.facts if state else {}

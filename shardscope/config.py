@@ -66,6 +66,10 @@ class ShardConfig:
     rope_base: float = choice(10_000.0, help="base of the rotary frequencies")
     norm_eps: float = choice(1e-6, help="added to the mean square inside RMSNorm")
     logit_cap: float = choice(30.0, help="logits are cap * tanh(logits / cap)")
+    qk_norm: bool = choice(
+        False, help="queries and keys are divided by their root mean square, without learned scales (the card: off)"
+    )
+    qk_gain: float = choice(1.0, help="what normalised queries and keys are multiplied by, each; needs qk_norm")
 
     def __post_init__(self) -> None:
         for name, (largest, why) in _LARGEST.items():
@@ -75,8 +79,12 @@ class ShardConfig:
                 f"model.{name}={value!r} is not a positive whole number",
             )
             _require(value <= largest, f"model.{name}={value} is above {largest}; {why}")
-        for name in ("rope_base", "norm_eps", "logit_cap"):
+        for name in ("rope_base", "norm_eps", "logit_cap", "qk_gain"):
             _require(getattr(self, name) > 0, f"model.{name}={getattr(self, name)!r} must be above 0")
+        _require(
+            self.qk_norm or self.qk_gain == 1.0,
+            f"model.qk_gain={self.qk_gain} belongs to normalised queries and keys; set model.qk_norm = true",
+        )
         unknown = sorted(set(self.layer_pattern) - set(_KIND_BY_LETTER))
         _require(
             bool(self.layer_pattern) and not unknown,
@@ -214,6 +222,14 @@ class OptimizerConfig:
     lr: float = choice(3e-4, help="peak learning rate of Muon (of AdamW, if that is the optimizer)")
     adamw_ratio: float = choice(0.25, help="AdamW's rate beside Muon, as a share of lr")
     momentum: float = choice(0.95, help="Muon's Nesterov momentum")
+    momentum_start: float = choice(0.0, help="Muon's momentum at the first step; 0: the same throughout")
+    momentum_warmup: float = choice(0.0, help="share of the steps over which it rises from there, linearly")
+    newton_schulz: Literal["deepseek-v4", "polar-express"] = choice(
+        "deepseek-v4", help="coefficients of Muon's iteration: ten steps as published, or five of the Polar Express"
+    )
+    neuron_beta: float = choice(
+        0.0, help="NorMuon: decay of the second moment that evens out Muon's update over neurons; 0: off"
+    )
     weight_decay: float = choice(0.1, help="decoupled weight decay of the Muon matrices")
     betas: tuple[float, float] = choice((0.9, 0.95), help="AdamW's betas")
     clip: float = choice(1.0, help="largest global norm of the gradient; 0: no clipping")
@@ -222,12 +238,30 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _require(self.lr > 0, f"optimizer.lr={self.lr} must be above 0")
         _require(self.adamw_ratio > 0, f"optimizer.adamw_ratio={self.adamw_ratio} must be above 0")
-        _require(0 <= self.momentum < 1, f"optimizer.momentum={self.momentum} must lie in [0, 1)")
+        for name in ("momentum", "momentum_start", "neuron_beta"):
+            _require(0 <= getattr(self, name) < 1, f"optimizer.{name}={getattr(self, name)} must lie in [0, 1)")
+        _require(
+            0 <= self.momentum_warmup <= 1, f"optimizer.momentum_warmup={self.momentum_warmup} is a share; use 0 to 1"
+        )
         _require(all(0 <= b < 1 for b in self.betas), f"optimizer.betas={self.betas} must lie in [0, 1)")
         for name in ("weight_decay", "clip", "z_loss"):
             _require(
                 getattr(self, name) >= 0, f"optimizer.{name}={getattr(self, name)} is negative; use 0 to switch off"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """The weights that training begins with."""
+
+    embedding: float = choice(0.02, help="standard deviation of the embedding")
+    output: Literal["scaled", "zero"] = choice(
+        "scaled",
+        help="W_O and W_out: scaled, smaller the deeper the model; zero, so that every block begins as the identity",
+    )
+
+    def __post_init__(self) -> None:
+        _require(self.embedding > 0, f"init.embedding={self.embedding} must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,6 +349,7 @@ class Recipe:
     model: ShardConfig | None = choice(
         None, help="the architecture (a preset and changes to it); an anneal takes its checkpoint's"
     )
+    init: InitConfig = choice(InitConfig, help="the weights a pretraining begins with")
     tokenizer: TokenizerConfig = choice(TokenizerConfig, help="the vocabulary")
     data: DataConfig = choice(help="the mixture of sources")
     optimizer: OptimizerConfig = choice(OptimizerConfig, help="the optimizer")

@@ -170,6 +170,7 @@ def _watched_attention(attn: Attention, x: Residual, layer: LayerCache, span: Sp
         for hook, weight in ((attn.hook_q, attn.W_Q), (attn.hook_k, attn.W_K), (attn.hook_v, attn.W_V))
     )
     angles = rotary_angles(attn.rotary, span.query)
+    q, k = attn.normalised(q), attn.normalised(k)
     q, k = attn.hook_rot_q(rotate(q, *angles)), attn.hook_rot_k(rotate(k, *angles))
     keys, values = layer.extend(k, v, span)
     if not (attn.hook_attn_scores.watched or attn.hook_pattern.watched):
@@ -222,6 +223,7 @@ class PackedBlock:
     def __init__(self, block: Block) -> None:
         attn, mlp = block.attn, block.mlp
         self.heads = attn.W_Q.shape[0]
+        self.normalised = attn.normalised
         self.eps = block.ln1.eps
         self.ln1, self.ln2 = block.ln1.w, block.ln2.w
         self.W_QKV = rearrange(
@@ -235,7 +237,7 @@ class PackedBlock:
     def __call__(self, x: Tensor, layer: LayerCache, span: Span, angles: tuple[Tensor, Tensor]) -> Tensor:
         qkv = product(F.rms_norm(x, x.shape[-1:], self.ln1, self.eps), self.W_QKV)
         qkv = qkv.view(x.shape[0], x.shape[1], 3 * self.heads, -1)
-        qk = rotate(qkv[:, :, : 2 * self.heads], *angles)
+        qk = rotate(self.normalised(qkv[:, :, : 2 * self.heads]), *angles)
         keys, values = layer.extend(qk[:, :, self.heads :], qkv[:, :, 2 * self.heads :], span)
         z = _attend(qk[:, :, : self.heads], keys, values, span)
         x = x + product(z.flatten(2), self.W_O)

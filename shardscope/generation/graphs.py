@@ -138,7 +138,7 @@ class PlainStep:
         heads = block.heads
         qkv = F.rms_norm(x, x.shape[-1:], block.ln1, block.eps) @ block.W_QKV
         qkv = qkv.view(x.shape[0], 1, 3 * heads, -1)
-        qk = rotate(qkv[:, :, : 2 * heads], *angles)
+        qk = rotate(block.normalised(qkv[:, :, : 2 * heads]), *angles)
         keys[self.rows, :, slot] = qk[:, 0, heads:]
         values[self.rows, :, slot] = qkv[:, 0, 2 * heads :]
         q = qk[:, :, :heads].transpose(1, 2)

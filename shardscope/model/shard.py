@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shardscope.config import ShardConfig
+from shardscope.config import InitConfig, ShardConfig
 from shardscope.model.attention import QKV, Starts, attention_scores, fused_attention
 from shardscope.model.hooks import HookedModule, HookPoint
 from shardscope.model.kernels.fp8 import fp8_mlp
@@ -25,6 +25,8 @@ from shardscope.model.kernels.swiglu import swiglu
 
 if TYPE_CHECKING:
     from shardscope.tokenizer import Tokenizer
+
+STANDARD_INIT = InitConfig()
 
 Tokens = Int[Tensor, "batch pos"]
 Residual = Float[Tensor, "batch pos d_model"]
@@ -92,6 +94,7 @@ class Attention(nn.Module):
         super().__init__()
         self.window = window
         self.rotary = rotary
+        self.qk_norm, self.qk_gain, self.eps = config.qk_norm, config.qk_gain, config.norm_eps
         into_heads = (config.n_heads, config.d_model, config.d_head)
         self.W_Q = nn.Parameter(torch.empty(into_heads))
         self.W_K = nn.Parameter(torch.empty(into_heads))
@@ -100,7 +103,7 @@ class Attention(nn.Module):
         self.hook_q = HookPoint()  # [batch pos head d_head], before rotation
         self.hook_k = HookPoint()
         self.hook_v = HookPoint()
-        self.hook_rot_q = HookPoint()  # [batch pos head d_head], after it
+        self.hook_rot_q = HookPoint()  # [batch pos head d_head], after normalisation (with qk_norm) and rotation
         self.hook_rot_k = HookPoint()
         self.hook_attn_scores = HookPoint()  # [batch head query key], scaled, -inf where invisible
         self.hook_pattern = HookPoint()  # [batch head query key], rows sum to 1
@@ -119,7 +122,12 @@ class Attention(nn.Module):
         # Hooks may change each in place, which autograd forbids for the parts that a plain chunk gives.
         q, k, v = torch.unsafe_chunk(qkv, 3, dim=2)
         q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
+        q, k = self.normalised(q), self.normalised(k)
         return self.hook_rot_q(self.rotary(q, first)), self.hook_rot_k(self.rotary(k, first)), v
+
+    def normalised(self, x: QKV) -> QKV:
+        """With `qk_norm`, x over its root mean square, times `qk_gain` (Henry et al. 2020, arXiv:2010.04245)."""
+        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).mul(self.qk_gain).to(x.dtype) if self.qk_norm else x
 
     def attend(self, q: QKV, k: QKV, v: QKV, document_start: Starts | None = None) -> QKV:
         """Mix the values; the pattern is only written out when somebody watches it."""
@@ -209,7 +217,9 @@ class Shard(HookedModule):
 
     blocks: list[Block]  # an nn.ModuleList, typed by what it holds
 
-    def __init__(self, config: ShardConfig, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, config: ShardConfig, tokenizer: Tokenizer | None = None, init: InitConfig = STANDARD_INIT
+    ) -> None:
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
@@ -218,7 +228,7 @@ class Shard(HookedModule):
         rotary = Rotary(config)
         self.blocks = nn.ModuleList(Block(config, window, rotary) for window in config.windows)  # type: ignore[assignment]
         self.ln_final = RMSNorm(config)
-        self.reset_parameters()
+        self.reset_parameters(init)
         self.name_hooks()
 
     @classmethod
@@ -240,20 +250,24 @@ class Shard(HookedModule):
         model.load_state_dict(copies, assign=True)
         return model.to(device)
 
-    def reset_parameters(self) -> None:
-        """Normal weights of variance 1/fan-in; what writes to the residual stream is smaller the deeper the model.
+    def reset_parameters(self, init: InitConfig = STANDARD_INIT) -> None:
+        """Normal weights of variance 1/fan-in; what writes to the residual stream is smaller by depth, or zero.
 
         On the meta device, where there are no numbers, nothing: PyTorch would import its compiler for it, two seconds.
         """
         if self.embed.W_E.is_meta:
             return
         depth = (2 * self.config.n_layers) ** -0.5
-        nn.init.normal_(self.embed.W_E, std=0.02)
+        nn.init.normal_(self.embed.W_E, std=init.embedding)
         for block in self.blocks:
             for weight in (block.attn.W_Q, block.attn.W_K, block.attn.W_V, block.mlp.W_gate, block.mlp.W_in):
                 nn.init.normal_(weight, std=self.config.d_model**-0.5)
-            nn.init.normal_(block.attn.W_O, std=depth * (self.config.n_heads * self.config.d_head) ** -0.5)
-            nn.init.normal_(block.mlp.W_out, std=depth * self.config.d_mlp**-0.5)
+            if init.output == "zero":
+                nn.init.zeros_(block.attn.W_O)
+                nn.init.zeros_(block.mlp.W_out)
+            else:
+                nn.init.normal_(block.attn.W_O, std=depth * (self.config.n_heads * self.config.d_head) ** -0.5)
+                nn.init.normal_(block.mlp.W_out, std=depth * self.config.d_mlp**-0.5)
         for module in self.modules():
             if isinstance(module, RMSNorm):
                 nn.init.ones_(module.w)

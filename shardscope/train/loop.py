@@ -29,7 +29,7 @@ from shardscope.train.flops import datasheet_flops, flops_per_token
 from shardscope.train.interrupt import Stop
 from shardscope.train.metrics import Metrics, NoMetrics, open_loggers
 from shardscope.train.run import claimed_folder, newest_checkpoint, prune
-from shardscope.train.schedule import decay_start, lr_factor, phase_of
+from shardscope.train.schedule import decay_start, lr_factor, momentum, phase_of
 from shardscope.train.sentinel import report, singular_values
 from shardscope.train.setup import Setup, set_up
 from shardscope.train.sharding import gathered, whole_model
@@ -128,7 +128,11 @@ class Loop:
                 totals[name] = totals.get(name, 0) + value * share
         factor = lr_factor(self.step, self.recipe.schedule)
         # Averaged, because every process has to come to the same verdict on the step.
-        totals["grad_norm"] = self.setup.optimizer.step(factor, self.world.mean(totals["loss"]))
+        totals["grad_norm"] = self.setup.optimizer.step(
+            factor,
+            self.world.mean(totals["loss"]),
+            momentum(self.step, self.recipe.optimizer, self.recipe.schedule),
+        )
         self.setup.optimizer.zero_grad()
         self.readings.add(self.step, self.recipe.optimizer.lr * factor, totals)
         self.step += 1

@@ -13,6 +13,10 @@ up quickly and two that converge to exactly 1 (the form of DeepSeek-V4); the upd
 0.18 sqrt(max(rows, cols)), which gives its entries AdamW's usual size, so both share one learning rate; weight
 decay is decoupled. Matrices of one shape go through the steps as one batch. Clipping happens here too, and a step
 whose gradient is not finite changes nothing, without the host ever waiting for the device.
+
+By choice: the five steps of the Polar Express (Amsel et al. 2025, arXiv:2505.16932), each the best polynomial for the
+singular values that the one before leaves; NorMuon (Li et al. 2025, arXiv:2510.05491), which divides each neuron's
+part of the update by a running root mean square of it and keeps the whole update's norm; a momentum that rises.
 """
 
 from __future__ import annotations
@@ -30,7 +34,18 @@ from torch import Tensor, nn
 from shardscope.config import OptimizerConfig
 from shardscope.train.sharding import as_sharded, local, part_of, whole
 
-NEWTON_SCHULZ = 8 * ((3.4445, -4.7750, 2.0315),) + 2 * ((2.0, -1.5, 0.5),)
+# (a, b, c) of each step. The Polar Express expects singular values up to 1/1.02, hence `_MARGIN`.
+NEWTON_SCHULZ = {
+    "deepseek-v4": 8 * ((3.4445, -4.7750, 2.0315),) + 2 * ((2.0, -1.5, 0.5),),
+    "polar-express": (
+        (8.156554524902461, -22.48329292557795, 15.878769915207462),
+        (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+        (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+        (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+        (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+    ),
+}
+_MARGIN = {"deepseek-v4": 1.0, "polar-express": 1.02}
 
 _FUSED_HEADS = {
     "W_Q": "head d_model d_head -> d_model (head d_head)",
@@ -40,16 +55,18 @@ _FUSED_HEADS = {
 }
 
 
-def newton_schulz(matrices: Float[Tensor, "matrix rows cols"]) -> Float[Tensor, "matrix rows cols"]:
+def newton_schulz(
+    matrices: Float[Tensor, "matrix rows cols"], coefficients: str = "deepseek-v4"
+) -> Float[Tensor, "matrix rows cols"]:
     """The orthogonal polar factor of every matrix: singular values become 1, singular vectors stay.
 
     A step maps each singular value s to a s + b s³ + c s⁵. Runs in bfloat16 on CUDA and in the given dtype elsewhere.
     """
     if matrices.shape[-2] > matrices.shape[-1]:
-        return newton_schulz(matrices.mT).mT
-    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
+        return newton_schulz(matrices.mT, coefficients).mT
+    x = matrices / (_MARGIN[coefficients] * torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
     x = x.bfloat16() if x.is_cuda else x
-    for a, b, c in NEWTON_SCHULZ:
+    for a, b, c in NEWTON_SCHULZ[coefficients]:
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
@@ -82,7 +99,9 @@ def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
 
 
 def orthogonalise(
-    updates: Float[Tensor, "matrix rows cols"], group: dist.ProcessGroup | None = None
+    updates: Float[Tensor, "matrix rows cols"],
+    group: dist.ProcessGroup | None = None,
+    coefficients: str = "deepseek-v4",
 ) -> Float[Tensor, "matrix rows cols"]:
     """`newton_schulz`, its matrices divided among the ranks of `group` (None: all of them here).
 
@@ -90,14 +109,14 @@ def orthogonalise(
     """
     ranks = 1 if group is None else dist.get_world_size(group)
     if ranks == 1:
-        return newton_schulz(updates)
+        return newton_schulz(updates, coefficients)
     share = -(-len(updates) // ranks)
     first = min(dist.get_rank(group) * share, len(updates))
     mine = updates[first : first + share]
     # Ranks exchange equal shares, so the last ones are filled up.
     done = updates.new_zeros(share, *updates.shape[1:])
     if len(mine):
-        done[: len(mine)] = newton_schulz(mine)
+        done[: len(mine)] = newton_schulz(mine, coefficients)
     shares = [torch.empty_like(done) for _ in range(ranks)]
     dist.all_gather(shares, done, group=group)
     return torch.cat(shares)[: len(updates)]
@@ -133,10 +152,13 @@ class ShardOptimizer:
             self.updates.append(_AdamW(rest, config, compiled, lr=config.lr, decay=0.0))
 
     @torch.no_grad()
-    def step(self, lr_scale: float = 1.0, loss: Float[Tensor, ""] | None = None) -> Float[Tensor, ""]:
+    def step(
+        self, lr_scale: float = 1.0, loss: Float[Tensor, ""] | None = None, momentum: float | None = None
+    ) -> Float[Tensor, ""]:
         """Update every parameter at `lr_scale` times its learning rate; returns the gradient's global norm.
 
-        When the norm, or `loss` if it is given, is not finite, weights and optimizer state stay exactly as they were.
+        `momentum` is Muon's for this step (None: the config's). When the norm, or `loss` if it is given, is not finite,
+        weights and optimizer state stay exactly as they were.
         Raises ValueError if a parameter has no gradient.
         """
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
@@ -145,7 +167,9 @@ class ShardOptimizer:
         norm = whole(torch.nn.utils.get_total_norm(gradients))
         clipped = (self.config.clip / (norm + 1e-6)).clamp(max=1.0) if self.config.clip else torch.ones_like(norm)
         finite = norm.isfinite() if loss is None else norm.isfinite() & loss.isfinite()
-        gradient = _Gradient(scale=clipped, finite=finite)
+        # A tensor, so that a momentum of each step's own does not make the compiler start anew.
+        mu = torch.tensor(self.config.momentum if momentum is None else momentum)
+        gradient = _Gradient(scale=clipped, finite=finite, momentum=mu)
         for update in self.updates:
             update.step(gradient, lr_scale)
         return norm
@@ -190,6 +214,7 @@ class _Gradient:
 
     scale: Float[Tensor, ""]
     finite: Tensor  # a bool; False: this step changes nothing
+    momentum: Float[Tensor, ""]  # Muon's; on the host
 
 
 class _Together:
@@ -235,23 +260,36 @@ class _Muon(_Together):
         super().__init__(parameters, compiled)
         self.config, self.group = config, group
         self.momentum = self.zeros()
+        rows, cols = next(iter(as_matrix(name, p).shape for name, p in self.parameters.items()))
+        # A neuron is what a matrix has most of: an MLP's hidden channel, and of a square matrix an output.
+        self.over = 1 if cols >= rows else 2
+        neurons = (len(self.parameters), 1, cols) if self.over == 1 else (len(self.parameters), rows, 1)
+        self.spread = self.momentum.new_zeros(neurons) if config.neuron_beta else None
 
     def step(self, gradient: _Gradient, lr_scale: float) -> None:
         raw = self.gradients()
-        update = self._fused(_nesterov)(raw, self.momentum, gradient.scale, gradient.finite, self.config.momentum)
+        update = self._fused(_nesterov)(raw, self.momentum, gradient.scale, gradient.finite, gradient.momentum)
         matrices = torch.stack([as_matrix(name, whole(part)) for name, part in self.named(update).items()])
         lr, scale = self.config.lr * lr_scale, 0.18 * max(matrices.shape[1:]) ** 0.5
         decay = torch.where(gradient.finite, 1 - lr * self.config.weight_decay, 1.0)
-        move = orthogonalise(matrices, self.group) * torch.where(gradient.finite, -lr * scale, 0.0)
+        move = orthogonalise(matrices, self.group, self.config.newton_schulz)
+        if self.spread is not None:
+            move = self._fused(_evened_out)(move, self.spread, gradient.finite, self.over, self.config.neuron_beta)
+        move = move * torch.where(gradient.finite, -lr * scale, 0.0)
         moves = [part_of(from_matrix(name, move[i], p), p) for i, (name, p) in enumerate(self.parameters.items())]
         torch._foreach_mul_(self.parts, decay)
         torch._foreach_add_(self.parts, moves)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {f"{name}.momentum": tensor for name, tensor in self.named(self.momentum.clone()).items()}
+        state = {f"{name}.momentum": tensor for name, tensor in self.named(self.momentum.clone()).items()}
+        if self.spread is not None:
+            state |= {f"{name}.neurons": self.spread[i].clone() for i, name in enumerate(self.parameters)}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.take_over(self.momentum, state, "momentum")
+        if self.spread is not None:
+            self.spread.copy_(torch.stack([state[f"{name}.neurons"] for name in self.parameters]))
 
 
 class _AdamW(_Together):
@@ -290,7 +328,16 @@ class _AdamW(_Together):
             self.steps.copy_(state[f"{name}.steps"])
 
 
-def _nesterov(raw: Tensor, momentum: Tensor, scale: Tensor, finite: Tensor, mu: float) -> Tensor:
+def _evened_out(move: Tensor, spread: Tensor, finite: Tensor, over: int, beta: float) -> Tensor:
+    """Every neuron's part of `move` over its running root mean square, `spread`; the norm of each matrix stays."""
+    square = move.square().mean(dim=over, keepdim=True)
+    spread.copy_(torch.where(finite, beta * spread + (1 - beta) * square, spread))
+    even = move / (spread.sqrt() + 1e-8)
+    norms = [torch.linalg.matrix_norm(x, keepdim=True) for x in (move, even)]
+    return even * (norms[0] / (norms[1] + 1e-8))
+
+
+def _nesterov(raw: Tensor, momentum: Tensor, scale: Tensor, finite: Tensor, mu: Tensor) -> Tensor:
     """Momentum in place; returns the look-ahead mu * momentum + gradient."""
     gradient = torch.where(finite, raw * scale, 0.0)
     momentum.copy_(torch.where(finite, mu * momentum + gradient, momentum))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from shardscope.config import ScheduleConfig
+from shardscope.config import OptimizerConfig, ScheduleConfig
 
 
 def lr_factor(step: int, schedule: ScheduleConfig) -> float:
@@ -16,6 +16,14 @@ def lr_factor(step: int, schedule: ScheduleConfig) -> float:
     if schedule.kind == "cosine":
         return min(rise, 0.5 * (1 + math.cos(math.pi * step / schedule.steps)))
     return min(rise, 1.0, _fall(step, schedule))
+
+
+def momentum(step: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
+    """Muon's momentum at step `step`: from `momentum_start` to `momentum` over the first share of the steps."""
+    if not optimizer.momentum_start:
+        return optimizer.momentum
+    risen = min(1.0, step / max(1.0, optimizer.momentum_warmup * schedule.steps))
+    return optimizer.momentum_start + risen * (optimizer.momentum - optimizer.momentum_start)
 
 
 def phase_of(step: int, schedule: ScheduleConfig) -> str:

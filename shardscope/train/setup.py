@@ -73,7 +73,7 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
                 f"tokenizer.path: the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is only "
                 f"{recipe.model.vocab_size}; raise it"
             )
-        model = Shard(recipe.model, tokenizer)
+        model = Shard(recipe.model, tokenizer, recipe.init)
     if recipe.data.seq_len > model.config.n_ctx:
         raise ConfigError(
             f"data.seq_len={recipe.data.seq_len} is longer than the context of {start}, which is {model.config.n_ctx}; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -39,6 +41,18 @@ def test_token_by_token_gives_the_uncached_logits_at_every_position_of_the_conte
     decoder = Decoder(tiny_model, 1, len(tokens))
     found = [decoder.prefill([tokens[:1]])] + [decoder.step([token]) for token in tokens[1:]]
     torch.testing.assert_close(torch.cat(found), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["packed", "through the hooks"])
+def test_normalised_queries_and_keys_are_cached_normalised(tiny_model: Shard, watched: bool) -> None:
+    config = replace(tiny_model.config, qk_norm=True, qk_gain=1.2)
+    model = Shard.of_weights(config, tiny_model.state_dict(), torch.float32)
+    if watched:
+        watch(model)
+    tokens = tokens_of(20)
+    decoder = Decoder(model, 1, len(tokens))
+    found = [decoder.prefill([tokens[:9]])] + [decoder.step([token]) for token in tokens[9:]]
+    torch.testing.assert_close(torch.cat(found), uncached(model, tokens)[8:], **CLOSE)
 
 
 @pytest.mark.parametrize("watched", [False, True], ids=["packed", "through the hooks"])

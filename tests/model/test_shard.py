@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from einops import rearrange
 
 from shardscope import Shard, ShardConfig
+from shardscope.config import InitConfig
 from shardscope.model.attention import attention_scores, banded_attention, fused_attention, visible_keys
 
 
@@ -76,6 +79,66 @@ def test_the_full_size_model_agrees_with_an_independent_implementation_past_the_
     ids = torch.randint(0, 8192, (1, 1100))
     with torch.no_grad():
         torch.testing.assert_close(model(ids), as_vaultgemma(model)(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def as_qwen3(model: Shard) -> torch.nn.Module:
+    """The same weights in transformers' Qwen3, which normalises queries and keys, and has no cap on its logits."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    c = model.config
+    config = Qwen3Config(
+        vocab_size=c.vocab_size,
+        hidden_size=c.d_model,
+        intermediate_size=c.d_mlp,
+        num_hidden_layers=c.n_layers,
+        num_attention_heads=c.n_heads,
+        num_key_value_heads=c.n_heads,
+        head_dim=c.d_head,
+        max_position_embeddings=c.n_ctx,
+        rms_norm_eps=c.norm_eps,
+        use_sliding_window=True,
+        sliding_window=c.window,
+        layer_types=["sliding_attention" if kind == "sliding" else "full_attention" for kind in c.layer_kinds],
+        rope_parameters={"rope_type": "default", "rope_theta": c.rope_base},
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+    )
+    peer = Qwen3ForCausalLM(config).eval()
+    weights = {"model.embed_tokens.weight": model.embed.W_E, "model.norm.weight": model.ln_final.w}
+    for layer, block in enumerate(model.blocks):
+        at = f"model.layers.{layer}."
+        for ours, theirs in (("W_Q", "q_proj"), ("W_K", "k_proj"), ("W_V", "v_proj")):
+            weights[f"{at}self_attn.{theirs}.weight"] = rearrange(getattr(block.attn, ours), "h m d -> (h d) m")
+        weights[f"{at}self_attn.o_proj.weight"] = rearrange(block.attn.W_O, "h d m -> m (h d)")
+        for name in ("q_norm", "k_norm"):
+            weights[f"{at}self_attn.{name}.weight"] = torch.full((c.d_head,), c.qk_gain)
+        weights[f"{at}mlp.gate_proj.weight"] = block.mlp.W_gate.T
+        weights[f"{at}mlp.up_proj.weight"] = block.mlp.W_in.T
+        weights[f"{at}mlp.down_proj.weight"] = block.mlp.W_out.T
+        weights[f"{at}input_layernorm.weight"] = block.ln1.w
+        weights[f"{at}post_attention_layernorm.weight"] = block.ln2.w
+    peer.load_state_dict(weights, strict=False)
+    return peer
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.2])
+def test_normalised_queries_and_keys_are_those_of_an_independent_implementation(tiny_model: Shard, gain: float) -> None:
+    model = Shard.of_weights(
+        replace(tiny_model.config, qk_norm=True, qk_gain=gain), tiny_model.state_dict(), torch.float32
+    )
+    ids = torch.randint(0, 300, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        theirs = 30 * torch.tanh(as_qwen3(model)(ids).logits / 30)
+        torch.testing.assert_close(model(ids), theirs, atol=1e-5, rtol=1e-5)
+        assert (model(ids) - tiny_model(ids)).abs().max() > 0.1, "normalising must matter here"
+
+
+def test_zero_initialised_outputs_make_every_block_the_identity(tiny_config: ShardConfig) -> None:
+    model = Shard(tiny_config, init=InitConfig(output="zero", embedding=0.05))
+    x = torch.randn(1, 9, tiny_config.d_model)
+    with torch.no_grad():
+        assert all(torch.equal(block(x), x) for block in model.blocks)
+    assert model.embed.W_E.std().item() == pytest.approx(0.05, rel=0.1)
 
 
 @pytest.mark.parametrize("layer", range(4))

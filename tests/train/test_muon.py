@@ -1,9 +1,17 @@
 import pytest
 import torch
 
-from shardscope.config import OptimizerConfig, ShardConfig
+from shardscope.config import OptimizerConfig, ScheduleConfig, ShardConfig
 from shardscope.model.shard import Shard
-from shardscope.train.muon import ShardOptimizer, as_matrix, from_matrix, newton_schulz, split_parameters
+from shardscope.train.muon import (
+    NEWTON_SCHULZ,
+    ShardOptimizer,
+    as_matrix,
+    from_matrix,
+    newton_schulz,
+    split_parameters,
+)
+from shardscope.train.schedule import momentum
 
 
 def small_model(seed=0):
@@ -17,11 +25,43 @@ def give_gradients(model, seed=1):
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
+@pytest.mark.parametrize("coefficients", ["deepseek-v4", "polar-express"])
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 12, 40), (2, 40, 12), (1, 1, 7)])
-def test_newton_schulz_gives_the_orthogonal_factor_of_the_svd(shape):
+def test_newton_schulz_gives_the_orthogonal_factor_of_the_svd(shape, coefficients):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     U, _, Vh = torch.linalg.svd(matrices.double(), full_matrices=False)
-    torch.testing.assert_close(newton_schulz(matrices).double(), U @ Vh, atol=2e-2, rtol=0)
+    found = newton_schulz(matrices, coefficients).double()
+    torch.testing.assert_close(found, U @ Vh, atol=2e-2 if coefficients == "deepseek-v4" else 0.15, rtol=0)
+
+
+def test_half_the_steps_of_the_polar_express_leave_singular_values_within_a_few_percent_of_one():
+    matrices = torch.randn(4, 48, 96, generator=torch.Generator().manual_seed(1))
+    values = torch.linalg.svdvals(newton_schulz(matrices, "polar-express"))
+    assert len(NEWTON_SCHULZ["polar-express"]) == 5
+    torch.testing.assert_close(values, torch.ones_like(values), atol=0.15, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["mlp.W_in", "mlp.W_out", "attn.W_V"])
+def test_normuon_gives_every_neuron_an_equal_share_of_the_first_step(name):
+    model = small_model()
+    give_gradients(model)
+    parameter = model.blocks[0].get_parameter(name)
+    before = parameter.detach().clone()
+    config = OptimizerConfig(lr=0.01, clip=0.0, weight_decay=0.0, neuron_beta=0.95)
+    ShardOptimizer(model, config).step()
+    move = as_matrix(f"blocks.0.{name}", parameter.detach() - before)
+    rows, cols = move.shape
+    sizes = move.norm(dim=0 if cols >= rows else 1)
+    torch.testing.assert_close(sizes, sizes.mean().expand_as(sizes), rtol=1e-3, atol=0)
+    # The whole step is as long as without: the norm of an orthogonal matrix, scaled.
+    assert move.norm().item() == pytest.approx(0.01 * 0.18 * max(rows, cols) ** 0.5 * min(rows, cols) ** 0.5, rel=1e-2)
+
+
+def test_the_momentum_rises_from_its_start_to_its_value():
+    optimizer = OptimizerConfig(momentum=0.95, momentum_start=0.85, momentum_warmup=0.1)
+    schedule = ScheduleConfig(steps=100)
+    assert [round(momentum(step, optimizer, schedule), 3) for step in (0, 5, 10, 99)] == [0.85, 0.9, 0.95, 0.95]
+    assert momentum(0, OptimizerConfig(), schedule) == 0.95
 
 
 def test_singular_values_over_three_decades_all_become_one():

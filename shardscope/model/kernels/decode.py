@@ -296,8 +296,11 @@ def _added_norm_kernel(
 
 
 def usable(config: ShardConfig, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels run here and in this dtype, a row of every matrix fits registers, and heads can be halved."""
-    if device.type != "cuda" or torch.version.hip or not HAS_TRITON:
+    """Whether the kernels run here and in this dtype, a row of every matrix fits registers, and heads can be halved.
+
+    They do not normalise queries and keys.
+    """
+    if config.qk_norm or device.type != "cuda" or torch.version.hip or not HAS_TRITON:
         return False
     if torch.cuda.get_device_capability(device) < (8, 0) or not _builds_c():
         return False

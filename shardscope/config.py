@@ -7,9 +7,13 @@ choices; `load_recipe` merges a file with overrides given as dotted keys and val
 from __future__ import annotations
 
 import difflib
+import math
+import os
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -33,6 +37,57 @@ def choice(default: Any = MISSING, *, help: str) -> Any:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+# Above this a count is a mistake: no run takes as many steps, sees as many documents or holds as long a batch.
+_LARGEST_COUNT = 2**53
+
+
+def _require_usable_numbers(config: Any, where: str) -> None:
+    """Every number in a dataclass, however deep, is finite and of a size that can be counted to."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if is_dataclass(part):
+                _require_usable_numbers(part, f"{where}{item.name}.")
+            elif isinstance(part, float):
+                _require(math.isfinite(part), f"{where}{item.name}={value!r} must be finite")
+            elif isinstance(part, int):
+                _require(abs(part) <= _LARGEST_COUNT, f"{where}{item.name}={_shown(value)} is above {_LARGEST_COUNT}")
+
+
+def _shown(value: Any) -> str:
+    """`repr` for a message: of a long value the beginning only."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integer of more than 4,300 digits
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else "a number of too many digits"
+    return text if len(text) <= 120 else text[:120] + "…"
+
+
+def _require_no_control_characters(field_name: str, path: str) -> None:
+    _require(
+        not re.search(r"[\x00-\x1f\x7f]", path),
+        f"{field_name}={path!r} holds a control character; TOML reads \\t and \\n in double quotes as tab and newline, "
+        "so write a path with backslashes in 'single quotes'",
+    )
+
+
+def user_path(text: str, field_name: str) -> Path:
+    """The path that a person wrote, `~` and $VARIABLES replaced. Raises ConfigError where they mean nothing here."""
+    expanded = os.path.expandvars(text)
+    _require(
+        not re.search(r"\$(\w+|\{\w+\})", expanded) or os.path.exists(expanded),
+        f"{field_name}={text!r} needs an environment variable that is not set; export it, or write the folder itself",
+    )
+    _require("\0" not in expanded, f"{field_name}={text!r} holds a NUL, which no file name can")
+    try:
+        return Path(expanded).expanduser()
+    except RuntimeError:
+        home = expanded.partition("/")[0]
+        raise ConfigError(
+            f"{field_name}={text!r}: this machine knows no home folder {home!r}; write the folder itself"
+        ) from None
 
 
 # --------------------------------------------------------------------------------------------- the model
@@ -76,9 +131,10 @@ class ShardConfig:
             value = getattr(self, name)
             _require(
                 isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-                f"model.{name}={value!r} is not a positive whole number",
+                f"model.{name}={_shown(value)} is not a positive whole number",
             )
-            _require(value <= largest, f"model.{name}={value} is above {largest}; {why}")
+            _require(value <= largest, f"model.{name}={_shown(value)} is above {largest}; {why}")
+        _require_usable_numbers(self, "model.")
         for name in ("rope_base", "norm_eps", "logit_cap", "qk_gain"):
             _require(getattr(self, name) > 0, f"model.{name}={getattr(self, name)!r} must be above 0")
         _require(
@@ -189,7 +245,9 @@ class Source:
 
     def __post_init__(self) -> None:
         _require(bool(self.name), "data.sources: a source has an empty name; give it one, as in name = 'prose'")
-        _require(self.weight >= 0, f"data.sources.{self.name}: weight={self.weight} is negative; use 0 or more")
+        for field_name in ("path", "holdout"):
+            _require_no_control_characters(f"data.sources.{self.name}: {field_name}", getattr(self, field_name))
+        _require(0 <= self.weight < math.inf, f"data.sources.{self.name}: weight={self.weight}; use a number from 0 on")
         _require(
             self.documents >= 0, f"data.sources.{self.name}: documents={self.documents} is negative; use 0 for all"
         )
@@ -210,7 +268,9 @@ class DataConfig:
         names = [source.name for source in self.sources]
         doubled = sorted({name for name in names if names.count(name) > 1})
         _require(not doubled, f"data.sources: the names {doubled} are used twice; every source needs its own")
-        _require(sum(source.weight for source in self.sources) > 0, "data.sources: every weight is 0; raise one")
+        total = sum(source.weight for source in self.sources)
+        _require(total > 0, "data.sources: every weight is 0; raise one")
+        _require(math.isfinite(total), "data.sources: the weights are too large to be added up; lower them")
         _require(self.seq_len >= 2, f"data.seq_len={self.seq_len} is too short; use at least 2 tokens")
 
 
@@ -358,7 +418,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require(bool(self.name), "name is empty; name the run")
-        _require(self.seed >= 0, f"seed={self.seed} is negative; use 0 or more")
+        _require(
+            re.fullmatch(r"[^/\\\x00-\x1f\x7f]{1,100}", self.name) is not None and self.name.strip(".") != "",
+            f"name={_shown(self.name)} names no folder; use up to 100 characters, none of them / or \\ "
+            "(run_dir says where the folder lies)",
+        )
+        for field_name in ("run_dir", "start_from"):
+            _require_no_control_characters(field_name, getattr(self, field_name))
+        _require(self.seed >= 0, f"seed={_shown(self.seed)} is negative; use 0 or more")
+        _require_usable_numbers(self, "")
         if self.phase == "pretrain":
             _require(self.model is not None, "a pretrain recipe needs [model], as in preset = 'shard-nano'")
             _require(not self.start_from, "start_from belongs to an anneal; a pretrain starts from nothing")
@@ -373,7 +441,8 @@ class Recipe:
 
     @property
     def folder(self) -> Path:
-        return Path(self.run_dir or f"runs/{self.name}")
+        """Where the run lies. Raises ConfigError for a `run_dir` that means nothing on this machine."""
+        return user_path(self.run_dir or f"runs/{self.name}", "run_dir")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -399,10 +468,13 @@ def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) ->
     except FileNotFoundError:
         near = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
         raise ConfigError(f"{path}: no such recipe{suggest(str(path), near)}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: cannot be read as TOML: it is nested too deeply") from None
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, not TOML, or a number of 5,000 digits
+        hint = "; write a path with backslashes in 'single quotes'" if re.search(r"\\|escape|hex", str(error)) else ""
+        raise ConfigError(f"{path}: cannot be read as TOML: {error}{hint}") from None
     for key, text in (overrides or {}).items():
-        _put(values, key.split("."), toml_value(text))
+        _put(values, key.split("."), _override(key, text))
     try:
         return Recipe.from_dict(values)
     except ConfigError as error:
@@ -413,17 +485,42 @@ def toml_value(text: str) -> Any:
     """A command-line word as TOML reads it; a word that is no TOML value is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
+
+
+def _override(key: str, text: str) -> Any:
+    """A command-line word as the field `key` means it: for a text the word itself, for anything else a TOML value."""
+    value = toml_value(text)
+    hint = _hints_by_key().get(key)
+    if hint is str or get_origin(hint) is Literal:
+        return value if isinstance(value, str) else text  # 2024 and 2024-05-01 may be names
+    if get_origin(hint) is tuple and isinstance(value, str) and "\\" in text:
+        return toml_value(text.replace("\\", "\\\\"))  # a list of paths as Windows writes them
+    return value
+
+
+@cache
+def _hints_by_key(kind: type = Recipe, prefix: str = "") -> dict[str, Any]:
+    """The type of every field by its dotted key."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        nested = _nested(hint)
+        found |= {prefix + name: hint} if nested is None else _hints_by_key(nested, f"{prefix}{name}.")
+    return found
+
+
+def _nested(hint: Any) -> type | None:
+    """The dataclass that a field holds, if it holds one; not of those in a list."""
+    kinds = [h for h in (hint, *get_args(hint)) if isinstance(h, type) and is_dataclass(h)]
+    return kinds[0] if kinds and get_origin(hint) is not tuple else None
 
 
 def recipe_fields(kind: type = Recipe, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
     """(dotted key, help, default) of every field that a command line can override."""
     hints = get_type_hints(kind)
     for item in fields(kind):
-        hint = hints[item.name]
-        kinds = [h for h in (hint, *get_args(hint)) if isinstance(h, type) and is_dataclass(h)]
-        nested = kinds[0] if kinds and get_origin(hint) is not tuple else None
+        nested = _nested(hints[item.name])
         if nested is not None:
             yield from recipe_fields(nested, f"{prefix}{item.name}.")
             continue
@@ -460,7 +557,7 @@ def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
         allowed = getattr(error.field_type, "__name__", None) or str(error.field_type)
         if get_origin(error.field_type) is Literal:
             allowed = " or ".join(repr(option) for option in get_args(error.field_type))
-        raise ConfigError(f"{prefix}{error.field_path}={error.value!r} is not allowed; use {allowed}") from None
+        raise ConfigError(f"{prefix}{error.field_path}={_shown(error.value)} is not allowed; use {allowed}") from None
 
 
 def _refuse_unknown_keys(kind: type, values: Mapping[str, Any], prefix: str) -> None:
@@ -469,7 +566,8 @@ def _refuse_unknown_keys(kind: type, values: Mapping[str, Any], prefix: str) -> 
         if key not in hints:
             raise ConfigError(f"unknown key {prefix}{key}{suggest(key, hints)}")
         if get_origin(hints[key]) is tuple and not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{prefix}{key}={value!r} is not a list; write it in brackets, as in [{value!r}]")
+            shown = _shown(value)
+            raise ConfigError(f"{prefix}{key}={shown} is not a list; write it in brackets, as in [{shown}]")
         nested = next((h for h in (hints[key], *get_args(hints[key])) if is_dataclass(h)), None)
         for item in value if isinstance(value, list) else [value]:
             if isinstance(nested, type) and isinstance(item, Mapping):
@@ -477,4 +575,9 @@ def _refuse_unknown_keys(kind: type, values: Mapping[str, Any], prefix: str) -> 
 
 
 def _float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf  # which no field allows

@@ -107,6 +107,28 @@ def test_a_recipe_survives_plain_data(tmp_path: Path) -> None:
         ({"sede": "1"}, r"unknown key sede; did you mean 'seed'\?"),
         ({"seed__x": "1"}, "seed=.* is not allowed; use int"),
         ({"data__sources": "[{name='a', path='b', wieght=2}]"}, r"data.sources.wieght; did you mean 'weight'\?"),
+        (
+            {"data__sources": "[{name='a', path='b', weight=1e400}]"},
+            "data.sources.a: weight=inf; use a number from 0 on",
+        ),
+        (
+            {"data__sources": "[{name='a', path='b', weight=1e308}, {name='c', path='d', weight=1e308}]"},
+            "the weights are too large to be added up",
+        ),
+        ({"optimizer__betas": "[0.9, nan]"}, r"optimizer.betas=\(0.9, nan\) must lie"),
+        ({"optimizer__lr": "1" + "0" * 400}, "optimizer.lr=inf must be finite"),
+        ({"seed": str(2**70)}, f"seed={2**70} is above {2**53}"),
+        ({"seed": "0x" + "f" * 5000}, f"seed=a number of 20000 bits is above {2**53}"),
+        ({"seed": "9" * 5000}, "seed='9999.* is not allowed; use int"),
+        ({"schedule__steps": "1" + "0" * 30}, r"schedule.steps=10* is above"),
+        ({"train__batch_size": str(2**80)}, "train.batch_size=.* is above"),
+        ({"model__n_layers": "0x" + "f" * 5000}, "model.n_layers=a number of 20000 bits is above 1024"),
+        ({"seed": "[" * 100_000}, r"seed='\[\[.*…' is not allowed|seed='\[\[.*… is not allowed"),
+        ({"data__sources": "[{name='a', path=\"C:\\data\\new\\x'}]"}, r"data.sources=.* is not a list"),
+        (
+            {"data__sources": '[{name="a", path="C:\\\\data\\new"}]'},
+            r"path='C:.*' holds a control character; TOML reads",
+        ),
     ],
 )
 def test_a_wrong_recipe_says_what_was_found_what_is_allowed_and_where(
@@ -114,6 +136,92 @@ def test_a_wrong_recipe_says_what_was_found_what_is_allowed_and_where(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         loaded(tmp_path, **overrides)
+
+
+NUMBERS = [key for key, _, default in recipe_fields() if isinstance(default, float)]
+
+
+def test_the_numbers_that_are_tried_are_all_there_are() -> None:
+    assert {"model.rope_base", "optimizer.lr", "schedule.warmup", "train.max_minutes"} <= set(NUMBERS)
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_a_number_that_is_not_finite_is_refused_with_the_name_of_its_field(tmp_path: Path, key: str) -> None:
+    for value in ("inf", "-inf", "nan", "1e400"):
+        with pytest.raises(ConfigError, match=f"{key}=.*"):
+            loaded(tmp_path, **{key.replace(".", "__"): value})
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("2024", "2024"),
+        ("2024-05-01", "2024-05-01"),
+        ("12:30:00", "12:30:00"),
+        ("1e5", "1e5"),
+        ("0x10", "0x10"),
+        ("true", "true"),
+        ("inf", "inf"),
+        ("[v2]", "[v2]"),
+        ("[2]", "[2]"),
+        ("{a=1}", "{a=1}"),
+        ("v2 # second try", "v2 # second try"),
+        ("'quoted'", "quoted"),
+        ('"quoted"', "quoted"),
+    ],
+)
+def test_a_word_for_a_text_is_that_text(tmp_path: Path, word: str, meant: str) -> None:
+    recipe = loaded(tmp_path, name=word, run_dir=word, tokenizer__path=word)
+    assert (recipe.name, str(recipe.folder), recipe.tokenizer.path) == (meant, meant, meant)
+
+
+def test_backslashes_of_a_path_are_kept(tmp_path: Path) -> None:
+    sources = r'[{name = "a", path = "C:\data\*.txt"}, {name = "b", path = "D:\xenon"}]'
+    recipe = loaded(tmp_path, run_dir=r"C:\runs\new", data__sources=sources)
+    assert recipe.run_dir == r"C:\runs\new"
+    assert [source.path for source in recipe.data.sources] == [r"C:\data\*.txt", r"D:\xenon"]
+    with pytest.raises(
+        ConfigError, match=r"cannot be read as TOML: .* write a path with backslashes in 'single quotes'"
+    ):
+        loaded(tmp_path, MINIMAL.replace("builtin:prose", r"C:\data"))
+
+
+def test_home_and_variables_in_a_path_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    assert loaded(tmp_path, run_dir="~/runs/x").folder == tmp_path / "runs" / "x"
+    assert loaded(tmp_path, run_dir="'~/runs/x'").folder == tmp_path / "runs" / "x"
+    assert loaded(tmp_path, run_dir="$SCRATCH/x").folder == Path("/scratch/me/x")
+    for run_dir, message in (
+        ("~nouser/x", "this machine knows no home folder '~nouser'"),
+        ("$NOWHERE/x", "needs an environment variable that is not set"),
+        ("${NOWHERE}/x", "needs an environment variable that is not set"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            _ = loaded(tmp_path, run_dir=run_dir).folder
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc", "a/b", "..", ".", "a\\b", "a\0b", "a\nb", "x" * 300, "\x1b[2J"])
+def test_a_name_cannot_lead_out_of_the_folder_of_runs(tmp_path: Path, name: str) -> None:
+    values = loaded(tmp_path).to_dict()
+    with pytest.raises(ConfigError, match=r"name=.* names no folder") as caught:
+        Recipe.from_dict({**values, "name": name})
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("field", ["run_dir", "start_from"])
+def test_a_path_with_a_control_character_is_refused(tmp_path: Path, field: str) -> None:
+    values = loaded(tmp_path).to_dict()
+    for path in ("a\0b", "C:\temp\new"):
+        with pytest.raises(ConfigError, match=f"{field}=.* holds a control character"):
+            Recipe.from_dict({**values, field: path})
+
+
+def test_toml_without_end_is_one_sentence(tmp_path: Path) -> None:
+    for text in ("x = " + "[" * 100_000, "x = " + "9" * 5000):
+        with pytest.raises(ConfigError, match=r"recipe.toml: cannot be read as TOML: ") as caught:
+            loaded(tmp_path, text)
+        assert len(str(caught.value)) < 400
 
 
 def test_a_missing_recipe_names_its_neighbour(tmp_path: Path) -> None:

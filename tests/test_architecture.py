@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "shardscope"
-LEAVES = {"config", "device", "tokenizer"}
+LEAVES = {"config", "device", "tokenizer", "processes"}
 # Room: the rooms it may import from, besides itself.
 ARROWS = {
     "config": set(),
     "device": {"config"},
+    "processes": {"config"},
     "tokenizer": {"config"},
     "model": {"config"},
     "checkpoint": LEAVES | {"model"},

@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from shardscope.checkpoint import load, resolve_checkpoint
 from shardscope.config import ConfigError
-from shardscope.evals.ranks import Ranks
 from shardscope.generation import Generation, Packed, SamplingConfig, Score, generate, score
 from shardscope.model import Shard
+from shardscope.processes import ProcessError, Processes
 from shardscope.tokenizer import END_OF_TEXT, Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -99,9 +99,10 @@ class ShardLM(TemplateLM):
         if unknown:
             name = next(iter(unknown))
             raise HarnessError(f"model_args: {name}={unknown[name]!r} is not known; use {ARGUMENTS}")
-        self.ranks = Ranks.of_this_process()
-        self._rank, self._world_size = self.ranks.rank, self.ranks.world_size
-        self._device = _device(device, self.ranks)
+        self.processes = Processes.of_torchrun()
+        self.processes.connect()
+        self._rank, self._world_size = self.processes.rank, self.processes.size
+        self._device = _device(device, self.processes)
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         try:
@@ -373,13 +374,20 @@ class ShardLM(TemplateLM):
     # ------------------------------------------------------------------------------------------- many processes
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        return self.ranks.all_gather(tensor)
+        return _or_one_sentence(self.processes.gather, tensor)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        return self.ranks.gather_object(obj, dst)
+        return _or_one_sentence(self.processes.gather_objects, obj, dst)
 
     def barrier(self) -> None:
-        self.ranks.barrier()
+        _or_one_sentence(self.processes.wait)
+
+
+def _or_one_sentence(exchange: Callable[..., R], *arguments: Any) -> R:
+    try:
+        return exchange(*arguments)
+    except ProcessError as error:
+        raise HarnessError(str(error)) from None
 
 
 def _halving(batch: list[T], run: Callable[[list[T]], R], divide: Callable[[list[T]], list[list[T]]]) -> Iterator[R]:
@@ -411,7 +419,7 @@ def _divided(batch: list[Group]) -> list[list[Group]]:
     return [[Group(context, half)] for half in _in_two(own)]
 
 
-def _device(name: str | None, ranks: Ranks) -> torch.device:
+def _device(name: str | None, processes: Processes) -> torch.device:
     """The device asked for. The harness itself asks for cuda:0 when nobody does, so without CUDA that means the CPU."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -424,7 +432,7 @@ def _device(name: str | None, ranks: Ranks) -> torch.device:
         return torch.device("cpu")
     if device.type not in AUTO_TOKENS:
         raise HarnessError(f"device={name} is not supported; use cpu, cuda or cuda:N")
-    return torch.device("cuda", ranks.local_rank) if device.type == "cuda" and ranks.world_size > 1 else device
+    return torch.device("cuda", processes.local_rank) if device.type == "cuda" and processes.size > 1 else device
 
 
 def _dtype(name: str | None, device: torch.device) -> torch.dtype | None:

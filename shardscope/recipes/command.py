@@ -10,8 +10,8 @@ from typing import Any
 
 from shardscope.config import PRESETS, ConfigError, Hub, Source, load_recipe, recipe_fields
 from shardscope.model import Shard
+from shardscope.processes import is_main_process
 from shardscope.train import Outcome, TrainingError, train
-from shardscope.train.distributed import is_main_process
 
 
 def run_recipe(phase: str, doc: str | None, argv: Sequence[str] | None = None) -> int:

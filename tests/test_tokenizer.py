@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -39,7 +38,7 @@ def test_every_string_comes_back_unchanged(text: str) -> None:
     tokenizer = _trained()
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.decode(tokenizer.encode(text, bos=True)) == text
-    assert tokenizer.encode_batch([text, "x"]) == [tokenizer.encode(text), tokenizer.encode("x")]
+    assert [ids.tolist() for ids in tokenizer.encode_batch([text, "x"])] == [tokenizer.encode(t) for t in (text, "x")]
 
 
 _CACHE: list[Tokenizer] = []
@@ -150,23 +149,6 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a tokenizer\.json of the tokenizers library"):
         Tokenizer.load(tmp_path)
-
-
-def test_a_foreign_tokenizer_is_refused_with_its_reason(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    file = tmp_path / "foreign.json"
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
-    words.save(str(file))
-    with pytest.raises(TokenizerError, match=r"foreign\.json: the vocabulary has no <\|endoftext\|>"):
-        Tokenizer.load(file)
-    words.add_special_tokens([END_OF_TEXT])
-    words.save(str(file))
-    with pytest.raises(TokenizerError, match=r"foreign\.json: text does not come back unchanged"):
-        Tokenizer.load(file)
-    lower = json.loads(tokenizer.backend.to_str())
-    lower["normalizer"] = {"type": "Lowercase"}
-    file.write_text(json.dumps(lower))
-    with pytest.raises(TokenizerError, match=r"foreign\.json: text does not come back unchanged"):
-        Tokenizer.load(file)
 
 
 def test_an_id_outside_the_vocabulary_is_an_error(tokenizer: Tokenizer) -> None:

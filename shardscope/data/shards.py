@@ -35,7 +35,7 @@ from shardscope.data.split import holdout_threshold, side_hash
 from shardscope.tokenizer import Tokenizer
 
 FORMAT = 1  # raise when the files or the cutting of documents change
-_CHARACTERS_AT_ONCE = 4_000_000
+_CHARACTERS_AT_ONCE = 2_000_000
 _ABANDONED_AFTER = 24 * 3600.0  # seconds
 
 
@@ -168,7 +168,7 @@ def _make(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, 
 
 def _encoded(
     found: Iterable[Document], reading: Reading, tokenizer: Tokenizer, name: str, progress: bool
-) -> Iterator[tuple[Document, list[int]]]:
+) -> Iterator[tuple[Document, NDArray[np.uint16]]]:
     with tqdm(desc=f"tokenizing {name}", unit="B", unit_scale=True, disable=not progress) as bar:
         for batch in _batches(found):
             yield from zip(batch, tokenizer.encode_batch([document.text for document in batch]), strict=True)
@@ -198,8 +198,9 @@ class _Writer:
         self._origins = open(folder / f"{side}.origins.txt", "w", encoding="utf-8", newline="\n")  # noqa: SIM115
         self.tokens = 0
 
-    def append(self, ids: list[int], origin: str) -> None:
-        self._file.write(np.array([self._bos_id, *ids], dtype=np.uint16).tobytes())
+    def append(self, ids: NDArray[np.uint16], origin: str) -> None:
+        self._file.write(np.array([self._bos_id], dtype=np.uint16).tobytes())
+        self._file.write(ids.tobytes())
         self._origins.write(" ".join(origin.splitlines()) + "\n")
         self._starts.append(self.tokens)
         self.tokens += 1 + len(ids)

@@ -18,8 +18,8 @@ from apps.parts import address, share
 from apps.parts.checkpoints import MAKE_ONE, below, start_folders
 from apps.parts.heads import OKABE_ITO
 from apps.parts.text import plain
-from shardscope.checkpoint import read_json
 from shardscope.config import ConfigError, Recipe
+from shardscope.files import read_json
 from shardscope.train.metrics import FILE, read_metrics
 from shardscope.train.run import RECIPE, run_status
 from shardscope.train.schedule import decay_start, lr_factor

@@ -7,28 +7,21 @@ when training can go on from it, `optimizer.safetensors` and `state.json`. A run
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from shardscope.config import ConfigError, ShardConfig, suggest
+from shardscope.files import read_json, whole_folder, write_json, write_tensors
 from shardscope.model import Shard
 from shardscope.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
@@ -68,48 +61,15 @@ def save_checkpoint(
         weights = dict(model)
     if config is None:
         raise CheckpointError("a state dict alone does not say its architecture; pass config= beside it")
-    with written_whole(Path(folder)) as partial:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial / WEIGHTS)
-        described = {"model_type": "shard", "model": config.to_dict(), **(notes or {})}
-        (partial / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    with whole_folder(folder) as partial:
+        write_tensors(partial / WEIGHTS, weights)
+        write_json(partial / CONFIG, {"model_type": "shard", "model": config.to_dict(), **(notes or {})})
         if tokenizer is not None:
             tokenizer.save(partial / TOKENIZER)
         if state is not None:
-            save_file({name: t.detach().cpu().contiguous() for name, t in state.optimizer.items()}, partial / OPTIMIZER)
-            (partial / STATE).write_text(json.dumps({"step": state.step, **state.facts}, indent=2), encoding="utf-8")
+            write_tensors(partial / OPTIMIZER, state.optimizer)
+            write_json(partial / STATE, {"step": state.step, **state.facts})
     return Path(folder)
-
-
-@contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """A scratch folder beside `folder` that takes its place, flushed to disk, only if the block ends well.
-
-    An older `folder` is moved aside before it is deleted, so at no moment does half of one stand under the name.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        for path in partial.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        _flush_folder(partial)
-        if folder.exists():
-            aside = Path(mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-            folder.rename(aside / folder.name)
-            try:
-                partial.rename(folder)
-            except BaseException:
-                (aside / folder.name).rename(folder)
-                raise
-            finally:
-                shutil.rmtree(aside)
-        else:
-            partial.rename(folder)
-        _flush_folder(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def load(
@@ -183,7 +143,7 @@ def read_config(folder: Path) -> ShardConfig:
 
 def read_notes(folder: Path) -> dict[str, Any]:
     """All of config.json. Raises CheckpointError when it is not a Shard's."""
-    notes = read_json(folder / CONFIG)
+    notes = read_json(folder / CONFIG, CheckpointError)
     if notes.get("model_type") != "shard" or not isinstance(notes.get("model"), dict):
         raise CheckpointError(
             f"{folder / CONFIG}: model_type={notes.get('model_type')!r} is not a Shardscope checkpoint; "
@@ -211,7 +171,7 @@ def read_training_state(folder: Path) -> TrainingState:
     """The training state beside the weights. Raises CheckpointError when the checkpoint was saved without one."""
     if not (folder / STATE).exists():
         raise CheckpointError(f"{folder}: holds no training state ({STATE}); it can be loaded but not trained on")
-    facts = read_json(folder / STATE)
+    facts = read_json(folder / STATE, CheckpointError)
     return TrainingState(step=facts.pop("step"), facts=facts, optimizer=read_tensors(folder / OPTIMIZER))
 
 
@@ -232,24 +192,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds {type(values).__name__}, not a table of values")
-    return values
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def describe(path: str | Path | None = None) -> str:
     """What a checkpoint or run is, as text: architecture, training, and the state of its run."""
     folder = resolve_checkpoint(path)
@@ -265,7 +207,7 @@ def describe(path: str | Path | None = None) -> str:
         **{name: value for name, value in notes.items() if name not in ("model_type", "model")},
     }
     if (folder / STATE).exists():
-        state = read_json(folder / STATE)
+        state = read_json(folder / STATE, CheckpointError)
         reason = f" ({state['reason']})" if state.get("reason") else ""
         facts["step"] = f"{state['step']:,} of {state.get('steps', state['step']):,}"
         facts["state"] = f"{state.get('status', 'unknown')}{reason}"

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from shardscope.config import ConfigError
+from shardscope.files import write_text
 from shardscope.tokenizer_checks import WORDS, byte_of_character, lossless_normalizer, why_unreadable
 
 END_OF_TEXT = "<|endoftext|>"
@@ -136,8 +137,7 @@ class Tokenizer:
         """Write to `path`, or to tokenizer.json inside it when it is a folder; returns the file."""
         path = Path(path)
         file = path / FILE_NAME if path.is_dir() else path
-        file.write_text(self.backend.to_str(pretty=True) + "\n", encoding="utf-8")
-        return file
+        return write_text(file, self.backend.to_str(pretty=True) + "\n")
 
     def encode(self, text: str, bos: bool = False) -> list[int]:
         """The ids of `text`, after `<|endoftext|>` if `bos`. Raises TokenizerError for a text that is not Unicode."""

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "shardscope"
-LEAVES = {"config", "device", "tokenizer", "processes"}
+LEAVES = {"config", "device", "files", "processes", "tokenizer"}
 # Room: the rooms it may import from, besides itself.
 ARROWS = {
     "config": set(),
     "device": {"config"},
+    "files": {"config"},
     "processes": {"config"},
-    "tokenizer": {"config", "tokenizer_checks"},
+    "tokenizer": {"config", "files", "tokenizer_checks"},
     "tokenizer_checks": set(),
     "model": {"config"},
     "checkpoint": LEAVES | {"model"},
@@ -119,3 +120,78 @@ def test_only_the_command_lines_read_argv() -> None:
         if "sys.argv" in path.read_text() or ".parse_args(" in path.read_text()
     }
     assert readers <= {"cli", "recipes"}
+
+
+# What writes a file, by the name that is called. Everything goes through shardscope/files.py, or is written inside a
+# `with whole_file(…)` or `with whole_folder(…)` of it.
+WRITERS = {
+    *("write_text", "write_bytes", "save_file", "tofile", "savez", "savetxt", "write_table", "to_csv", "to_parquet"),
+    *("to_json", "to_pickle", "to_excel", "save_pretrained", "savefig", "imwrite", "copyfile", "copytree", "mkdtemp"),
+    *("NamedTemporaryFile", "rename", "replace", "renames", "move", "symlink_to", "symlink"),
+}
+# Appended to line by line, or no more than a place to hold a lock or a name.
+UNWHOLE = {
+    ("train/metrics.py", "open"): "metrics.jsonl grows by lines, and its readers leave a cut one out",
+    ("train/run.py", "open"): "the lock has no content",
+    ("data/shards.py", "open"): "gigabytes written piece by piece into a whole_folder",
+    ("data/shards.py", "np.save"): "into the same whole_folder",
+}
+
+
+def writes(path: Path) -> list[str]:
+    """The calls in a file that write to the disk by other means than the helpers of shardscope/files.py."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    helped = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.With) and "whole_f" in "".join(ast.unparse(item.context_expr) for item in block.items)
+        for node in ast.walk(block)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or id(node) in helped:
+            continue
+        name = ast.unparse(node.func)
+        last = name.rpartition(".")[2]
+        if last == "open" and name != "os.open":
+            words = [*node.args, *(k.value for k in node.keywords if k.arg == "mode")]
+            modes = [str(word.value) for word in words if isinstance(word, ast.Constant)]
+            if any(set(mode) <= set("rwaxbt+") and set(mode) & set("wax+") for mode in modes):
+                found.append("open")
+        elif last in WRITERS and "." in name and node.args:
+            # str.replace has two arguments, Path.replace and dataclasses.replace one and a model or keywords.
+            if last != "replace" or name == "os.replace" or (len(node.args) == 1 and not node.keywords):
+                found.append(name)
+        elif name in ("torch.save", "np.save", "numpy.save", "json.dump", "pickle.dump"):
+            found.append(name)
+    return found
+
+
+def test_every_file_is_written_whole() -> None:
+    paths = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "files.py"]
+    found = {(str(path.relative_to(PACKAGE)), call) for path in paths for call in writes(path)}
+    assert found == UNWHOLE.keys()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "path.write_text('x')",
+        "open(path, 'w').write('x')",
+        "path.open(mode='ab')",
+        "open(path, mode='r+')",
+        "np.save(path, array)",
+        "torch.save(model, path)",
+        "json.dump(values, file)",
+        "partial.replace(path)",
+        "os.replace(a, b)",
+        "safetensors.torch.save_file(weights, path)",
+        "frame.to_csv(path)",
+        "def f():\n    with open(path, 'x') as file:\n        pass",
+    ],
+)
+def test_another_way_of_writing_would_be_found(tmp_path: Path, line: str) -> None:
+    (tmp_path / "room.py").write_text(f"from shardscope.files import write_text\nwrite_text(path, '')\n{line}\n")
+    assert len(writes(tmp_path / "room.py")) == 1
+    (tmp_path / "room.py").write_text("text.replace('a', 'b')\nopen(path).read()\nopen(path, 'rb')\nos.open(path, 0)\n")
+    assert writes(tmp_path / "room.py") == []

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from shardscope.checkpoint import STATE, list_checkpoints, read_json
+from shardscope.checkpoint import STATE, list_checkpoints
 from shardscope.config import load_recipe
 from shardscope.evals.report import held_out_table
+from shardscope.files import read_json
 from shardscope.train.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]

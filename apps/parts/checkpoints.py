@@ -15,7 +15,8 @@ import torch
 
 from apps.parts.text import plain
 from shardscope import Shard, load
-from shardscope.checkpoint import BUILT_IN, CONFIG, RUNS, STATE, TOKENIZER, WEIGHTS, read_json
+from shardscope.checkpoint import BUILT_IN, CONFIG, RUNS, STATE, TOKENIZER, WEIGHTS
+from shardscope.files import read_json
 
 DEPTH = 4
 MAKE_ONE = "train one in a few minutes with `make demo`, or start the explorer with a folder of checkpoints: "

@@ -7,7 +7,6 @@ over repeats. TransformerLens's `run_with_cache` reads the same tokens with the 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 
 from shardscope.config import PRESETS, ShardConfig
+from shardscope.files import write_json
 from shardscope.microscope.heads import head_scores
 from shardscope.microscope.reading import MicroscopeError, read, usable_device
 from shardscope.model import Shard
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
             measured["largest_difference"] = float(np.abs(found - rows).max())
         results[name] = measured
         if arguments.out:  # after each, so that what is measured is kept
-            Path(arguments.out).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            write_json(arguments.out, results, indent=2)
     print("\n".join(table(results)))
     return 0
 

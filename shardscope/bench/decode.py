@@ -8,7 +8,6 @@ bandwidth bound the speed at batch 1.
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from shardscope.checkpoint import load, save_checkpoint
 from shardscope.config import PRESETS, ConfigError, ShardConfig
+from shardscope.files import write_json
 from shardscope.generation.engine import generate
 from shardscope.generation.forward import Packed
 from shardscope.generation.sampling import SamplingConfig
@@ -115,8 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     print(table(report))
     if arguments.out:
-        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.out, report, indent=1)
     return 0
 
 

@@ -30,6 +30,7 @@ from shardscope.config import ConfigError
 from shardscope.failures.labels import ORDER, WORDS, Labels, label
 from shardscope.failures.loops import MIN_COPIES, MIN_COPIES_OF_ONE_TOKEN, MIN_TOKENS, find_loop
 from shardscope.failures.prompts import Domain
+from shardscope.files import write_json
 from shardscope.tokenizer import Tokenizer
 
 BOUND = 0.005
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = measure(Path(arguments.folder), arguments.files, arguments.windows)
     print(table(found), planted_line(found), sep="\n\n")
     if arguments.out:
-        Path(arguments.out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.out, found, indent=1)
     return 0
 
 

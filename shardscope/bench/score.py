@@ -24,6 +24,7 @@ import torch
 
 from shardscope.checkpoint import BUILT_IN, resolve_checkpoint, save_checkpoint
 from shardscope.config import PRESETS, ConfigError, ShardConfig
+from shardscope.files import write_json
 from shardscope.model import Shard
 from shardscope.tokenizer import Tokenizer
 
@@ -100,8 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     print(table(report))
     if arguments.out:
-        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.out, report, indent=1)
     return 0
 
 

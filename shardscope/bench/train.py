@@ -7,14 +7,12 @@ Muon and AdamW, and the metrics read one step late. What `shardscope bench train
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -33,6 +31,7 @@ from shardscope.config import (
 )
 from shardscope.data import Batch, Prefetcher
 from shardscope.device import pick_device
+from shardscope.files import write_json
 from shardscope.model import Shard
 from shardscope.model.hooks import HookPoint
 from shardscope.model.kernels import fp8
@@ -149,8 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     def write() -> None:
         if arguments.out:
-            Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-            Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_json(arguments.out, report, indent=1)
 
     for model, seq_len in shapes:
         first = seq_len == lengths[model][0]

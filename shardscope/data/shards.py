@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 import time
 from array import array
 from collections.abc import Iterable, Iterator
@@ -32,6 +30,7 @@ from shardscope.data.builtin import builtin_version
 from shardscope.data.corpora import Document, documents, files_of, holdout_documents, kind_of
 from shardscope.data.files import DataError, Reading, log
 from shardscope.data.split import holdout_threshold, side_hash
+from shardscope.files import is_partial, read_json, whole_folder, write_json, write_text
 from shardscope.tokenizer import Tokenizer
 
 FORMAT = 1  # raise when the files or the cutting of documents change
@@ -138,8 +137,8 @@ def _state(path: str) -> list[Any]:
 
 def _make(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, progress: bool) -> None:
     _remove_abandoned(folder.parent)
-    making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
-    try:
+    # Another process may be first; it has made the same.
+    with whole_folder(folder, replace=False) as making:
         reading = Reading(data.on_malformed)
         threshold = holdout_threshold(source, data)
         train, held_out = _Writer(making, "train", tokenizer.bos_id), _Writer(making, "holdout", tokenizer.bos_id)
@@ -154,16 +153,9 @@ def _make(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, 
         for writer, path in ((train, source.path), (held_out, source.holdout or source.path)):
             if not writer.close():
                 raise DataError(f"data.sources.{source.name}: path={path!r} holds no document")
-        (making / "malformed.txt").write_text("".join(f"{line}\n" for line in reading.malformed), encoding="utf-8")
+        write_text(making / "malformed.txt", "".join(f"{line}\n" for line in reading.malformed))
         meta = {"train": train.tokens, "holdout": held_out.tokens, "malformed": len(reading.malformed)}
-        (making / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        try:
-            os.rename(making, folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first, and made the same
-                raise
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
+        write_json(making / "meta.json", meta)
 
 
 def _encoded(
@@ -215,19 +207,19 @@ class _Writer:
 
 def _remove_abandoned(cache: Path) -> None:
     """Folders of processes that were killed while making."""
-    for folder in cache.glob(".making-*"):
+    for folder in cache.glob(".*.partial"):
         with suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _ABANDONED_AFTER:
+            if is_partial(folder.name) and time.time() - folder.stat().st_mtime > _ABANDONED_AFTER:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open(folder: Path, source: Source) -> SourceShards:
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = read_json(folder / "meta.json", DataError)
         shards = SourceShards(TokenShard(folder, "train"), TokenShard(folder, "holdout"), int(meta["malformed"]))
         sizes = {"train": len(shards.train), "holdout": len(shards.holdout)}
         whole = all(meta[side] == size for side, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:  # a DataError is a ValueError
         raise DataError(f"{folder}: damaged token shards ({error}); delete the folder to make them again") from error
     if not whole:
         raise DataError(f"{folder}: damaged token shards (wrong size); delete the folder to make them again")

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shardscope.checkpoint import CheckpointError, list_checkpoints, load, read_json
+from shardscope.checkpoint import CheckpointError, list_checkpoints, load
 from shardscope.config import ConfigError, DataConfig, Recipe
 from shardscope.data import Holdout, shards_of
 from shardscope.evals.ngram import WORD_ORDER, ByteNGram, WordNGram
+from shardscope.files import read_json
 from shardscope.tokenizer import Tokenizer
 from shardscope.train.metrics import read_metrics
 from shardscope.train.run import RECIPE

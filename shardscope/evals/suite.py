@@ -6,13 +6,13 @@ works and which of two checkpoints is better, but is no benchmark; `--data` name
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardscope.config import ConfigError
+from shardscope.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     import argparse
@@ -110,9 +110,7 @@ def keep(out: Path, lm: ShardLM, rows: list[Row], arguments: argparse.Namespace)
     }
     out.mkdir(parents=True, exist_ok=True)
     file = _new_file(out, made)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return partial.replace(file)
+    return write_json(file, facts, indent=1)
 
 
 def _new_file(out: Path, made: str) -> Path:
@@ -129,7 +127,7 @@ def _new_file(out: Path, made: str) -> Path:
 def write_table(out: Path, most: int = 6) -> Path:
     """table.md and table.csv: a line for each metric, a column for each of the newest `most` runs, the newest first."""
     table = comparison(out).iloc[:, :most].dropna(how="all")  # no lines that only still older runs have
-    table.to_csv(out / "table.csv")
+    write_text(out / "table.csv", table.to_csv())
     header = ["task", "shots", "metric", *table.columns]
     lines = [
         [*map(str, index), *("" if cell != cell else str(cell) for cell in row)] for index, *row in _rows_of(table)
@@ -139,9 +137,7 @@ def write_table(out: Path, most: int = 6) -> Path:
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
         for line in [header, ["-" * width for width in widths], *lines]
     ]
-    file = out / "table.md"
-    file.write_text("\n".join(text) + "\n", encoding="utf-8")
-    return file
+    return write_text(out / "table.md", "\n".join(text) + "\n")
 
 
 def comparison(out: Path) -> pd.DataFrame:
@@ -162,7 +158,7 @@ def comparison(out: Path) -> pd.DataFrame:
 def _column(file: Path) -> tuple[str, pd.Series]:
     import pandas as pd
 
-    facts = json.loads(file.read_text(encoding="utf-8"))
+    facts = read_json(file, ConfigError)
     frame = pd.DataFrame(facts["rows"])
     shown = [
         f"{value:.4f}" + (f" ± {stderr:.4f}" if stderr is not None and stderr == stderr else "")

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from einops import rearrange
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from shardscope.checkpoint import WEIGHTS, load, read_json, read_tensors, written_whole
+from shardscope.checkpoint import WEIGHTS, load, read_tensors
 from shardscope.config import ConfigError, ShardConfig
+from shardscope.files import read_json, whole_folder, write_tensors, write_text
 from shardscope.interop.model_card import model_card
 from shardscope.interop.rounding import DTYPES, greedy_kept
 from shardscope.model import Shard
@@ -66,14 +66,14 @@ def export_pretrained(
     if torch.finfo(DTYPES[dtype]).eps > torch.finfo(shard.embed.W_E.dtype).eps:
         note = greedy_kept(shard, to_transformers(shard, dtype)).sentence(dtype)
         report(note)
-    with written_whole(folder) as partial:
-        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
-        save_file(_norms(shard), partial / EXACT_NORMS, metadata={"layer_pattern": shard.config.layer_pattern})
+    with whole_folder(folder) as partial:
+        write_tensors(partial / WEIGHTS, weights, {"format": "pt"})
+        write_tensors(partial / EXACT_NORMS, _norms(shard), {"layer_pattern": shard.config.layer_pattern})
         config.save_pretrained(partial)
         _generation_config(_special_id(shard)).save_pretrained(partial)
         if shard.tokenizer is not None:
             pretrained_tokenizer(shard.tokenizer, shard.config.n_ctx, padding_side="left").save_pretrained(partial)
-        (partial / "README.md").write_text(model_card(shard.config, dtype, note), encoding="utf-8")
+        write_text(partial / "README.md", model_card(shard.config, dtype, note))
     return folder
 
 
@@ -84,7 +84,7 @@ def import_pretrained(folder: str | Path) -> Shard:
     the directory holds no Shard, CheckpointError when a file of it cannot be read.
     """
     folder = Path(folder)
-    values = read_json(folder / "config.json")
+    values = read_json(folder / "config.json", HomeError)
     side, pattern = _read_side_file(folder / EXACT_NORMS)
     config = shard_config(values, pattern, where=str(folder / "config.json"))
     weights = from_vaultgemma(read_tensors(folder / WEIGHTS), config, side, where=str(folder / WEIGHTS))
@@ -370,7 +370,7 @@ def pretrained_tokenizer(tokenizer: Tokenizer, n_ctx: int, padding_side: str) ->
 
 def native_tokenizer(path: Path) -> Tokenizer:
     """Our tokenizer from a tokenizer.json that transformers wrote: without what it adds around the text."""
-    values = {**read_json(path), "post_processor": None, "padding": None, "truncation": None}
+    values = {**read_json(path, HomeError), "post_processor": None, "padding": None, "truncation": None}
     try:
         return Tokenizer(Backend.from_str(json.dumps(values)))
     except TokenizerError as error:

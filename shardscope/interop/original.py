@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shardscope.checkpoint import read_json
 from shardscope.config import ConfigError, ShardConfig
+from shardscope.files import read_json
 from shardscope.interop.name_mapping import read_spelling
 from shardscope.interop.restricted import OriginalError, read_original
 from shardscope.model import Shard
@@ -124,7 +124,7 @@ def read_tokenizer(path: str | Path, bos: str | None = None) -> Tokenizer:
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
         raise OriginalError(f"{file}: no such tokenizer file")
-    values = read_json(file)
+    values = read_json(file, OriginalError)
     try:
         added = {token["content"]: token for token in values.get("added_tokens") or []}
         vocab = values["model"]["vocab"]

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from shardscope.checkpoint import load, resolve_checkpoint
+from shardscope.files import whole_file, write_bytes, write_text
 from shardscope.microscope.heads import SCORES, HeadScores, find_heads, head_scores
 from shardscope.microscope.picture import DECADES, contact_sheet, enlarged, pixels, png, visible
 from shardscope.microscope.reading import (
@@ -106,13 +107,13 @@ def export(model: Shard, text: str, out: Path, checkpoint: str = "", progress: P
     coarse: list[PooledMap] = []
     for score in scores:
         pooled = reading.layers[score.layer].pooled(score.head)
-        (out / "maps" / f"{_name(score)}.png").write_bytes(png(pixels(pooled, score.window)))
+        write_bytes(out / "maps" / f"{_name(score)}.png", png(pixels(pooled, score.window)))
         coarse.append(pooled.coarser(TABLE_CELLS))
         if progress is not None:
             progress((len(coarse)) / len(scores), f"drew the heads of layer {score.layer + 1} of {len(reading.layers)}")
     _write_tables(reading, scores, coarse, model.tokenizer, out, checkpoint)
-    (out / "overview.png").write_bytes(png(_overview(reading, scores)))
-    (out / "attention.html").write_text(_page_that_fits(reading, scores, coarse, text, checkpoint), encoding="utf-8")
+    write_bytes(out / "overview.png", png(_overview(reading, scores)))
+    write_text(out / "attention.html", _page_that_fits(reading, scores, coarse, text, checkpoint))
     names = ("attention.html", "overview.png", "heads.parquet", "maps.parquet", "tokens.parquet")
     return [*(out / name for name in names), out / "maps"]
 
@@ -162,7 +163,8 @@ def _write_tables(
     facts_of_maps = {**facts, "cell": str(maps[0].cell)}
     for name, columns, notes in (("heads", heads, facts), ("maps", cells, facts_of_maps), ("tokens", tokens, facts)):
         table = pa.table(columns).replace_schema_metadata(notes)
-        parquet.write_table(table, out / f"{name}.parquet", compression="zstd")
+        with whole_file(out / f"{name}.parquet") as partial:
+            parquet.write_table(table, partial, compression="zstd")
 
 
 def _map_rows(score: HeadScores, pooled: PooledMap) -> dict[str, np.ndarray]:

@@ -44,6 +44,9 @@ def run_recipe(phase: str, doc: str | None, argv: Sequence[str] | None = None) -
     except (ConfigError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted before the first step; the same command begins again", file=sys.stderr)
         return 130

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from shardscope.checkpoint import TrainingState, checkpoint_folder, save_checkpoint
 from shardscope.config import Recipe
 from shardscope.data import Batch, Prefetcher
+from shardscope.files import WriteError
 from shardscope.model import Shard
 from shardscope.train.distributed import World
 from shardscope.train.evaluate import Score, evaluate
@@ -71,6 +72,10 @@ def train(recipe: Recipe, *, probe: Probe | None = None, progress: bool = True) 
         metrics = Metrics(recipe.folder, open_loggers(recipe)) if world.main else NoMetrics()
         try:
             return Loop(setup, metrics, stop, probe, progress and world.main).run()
+        except WriteError as error:
+            newest = newest_checkpoint(recipe.folder)
+            kept = f"the run's newest checkpoint, {newest}, is whole" if newest else "no checkpoint had been saved yet"
+            raise WriteError(f"{error}; {kept}") from None
         finally:
             metrics.close()
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from shardscope.config import ConfigError, Recipe
+from shardscope.files import appending, parse_json, write_text
 
 FILE = "metrics.jsonl"
 
@@ -39,14 +40,16 @@ class Metrics:
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
-        self._file.flush()
+        with appending(self.path):
+            self._file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+            self._file.flush()
         scalars = {f"{kind}/{name}": value for name, value in _flat(values) if isinstance(value, (int, float))}
         for logger in self.loggers:
             logger.log(scalars, step)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # each line was flushed, or its failure was said
+            self._file.close()
         for logger in self.loggers:
             logger.close()
 
@@ -72,8 +75,8 @@ def read_metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            line = json.loads(text)
-        except ValueError:
+            line = parse_json(text, str(path), ConfigError)
+        except ConfigError:
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int) and kind in (None, line.get("kind")):
             lines.append(line)
@@ -85,9 +88,7 @@ def rewind(folder: Path, step: int | None) -> None:
     if not (folder / FILE).exists():
         return
     kept = [line for line in read_metrics(folder) if step is not None and line["step"] <= step]
-    partial = folder / f".{FILE}.partial"
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(partial, folder / FILE)
+    write_text(folder / FILE, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def open_loggers(recipe: Recipe) -> list[Logger]:

@@ -6,8 +6,6 @@ A run is `unfinished`, `paused early` (a signal or its time budget ended it) or 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +15,10 @@ from shardscope.checkpoint import (
     STATE,
     CheckpointError,
     list_checkpoints,
-    read_json,
     resolve_checkpoint,
 )
 from shardscope.config import ConfigError, Recipe
+from shardscope.files import is_partial, read_json, remove_folder, remove_partial, write_json
 
 RECIPE = "recipe.json"
 LOCK = ".lock"
@@ -42,13 +40,13 @@ def claimed_folder(recipe: Recipe) -> Iterator[Path]:
     # Written as JSON and read back, so that tuples and lists compare as equal.
     now = json.loads(json.dumps(recipe.to_dict()))
     if stored.exists():
-        for key, before, after in _differences(read_json(stored), now):
+        for key, before, after in _differences(read_json(stored, CheckpointError), now):
             if key in BOUND or not key.startswith(FREE):
                 raise ConfigError(
                     f"{folder} holds a run with {key}={before!r}, this recipe says {after!r}; "
                     f"give --run_dir another folder, or delete {folder}"
                 )
-    elif folder.is_dir() and {item.name for item in folder.iterdir()} - {LOCK, f".{RECIPE}.partial"}:
+    elif folder.is_dir() and any(item.name != LOCK and not is_partial(item.name) for item in folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and not a run ({RECIPE} is missing); give --run_dir another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,11 +56,9 @@ def claimed_folder(recipe: Recipe) -> Iterator[Path]:
     with lock:
         if not _locked(lock.fileno()):
             raise ConfigError(f"{folder}: another process is training there; wait for it, or give --run_dir another")
-        partial = folder / f".{RECIPE}.partial"
-        partial.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, stored)
-        for leftover in (folder / "checkpoints").glob(".*.partial"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for place in (folder, folder / "checkpoints"):
+            remove_partial(place)  # what a killed process was writing
+        write_json(stored, now)
         yield folder
 
 
@@ -83,21 +79,25 @@ def _locked(handle: int) -> bool:
 
 def newest_checkpoint(run: Path) -> Path | None:
     """The checkpoint that a run is resumed from; None if it has none yet."""
-    resumable = [c for c in list_checkpoints(run) if (c / STATE).exists()]
+    resumable = _with_state(run)
     return resumable[-1] if resumable else None
+
+
+def _with_state(run: Path) -> list[Path]:
+    return [checkpoint for checkpoint in list_checkpoints(run) if (checkpoint / STATE).exists()]
 
 
 def find_stable(start_from: str) -> Path:
     """The checkpoint an anneal forks from: the one named, or a run's newest of the stable phase."""
     path = Path(start_from)
-    checkpoints = [c for c in list_checkpoints(path) if (c / STATE).exists()]
+    checkpoints = _with_state(path)
     if not checkpoints:
         return resolve_checkpoint(path)
-    stable = [c for c in checkpoints if read_json(c / STATE).get("phase") == "stable"]
+    stable = [c for c in checkpoints if read_json(c / STATE, CheckpointError).get("phase") == "stable"]
     if not stable:
         raise CheckpointError(
             f"{path} has no checkpoint of the stable phase, its newest is at step "
-            f"{int(checkpoints[-1].name[5:])} in {read_json(checkpoints[-1] / STATE).get('phase')}; "
+            f"{int(checkpoints[-1].name[5:])} in {read_json(checkpoints[-1] / STATE, CheckpointError).get('phase')}; "
             "name a checkpoint folder itself to start from it all the same"
         )
     return stable[-1]
@@ -108,14 +108,11 @@ def prune(run: Path, keep: int) -> None:
     if keep == 0:
         return
     checkpoints = list_checkpoints(run)
-    stable = [c for c in checkpoints if read_json(c / STATE).get("phase") == "stable"]
+    stable = [c for c in _with_state(run) if read_json(c / STATE, CheckpointError).get("phase") == "stable"]
     kept = {*checkpoints[-keep:], *stable[-1:]}
     for checkpoint in checkpoints:
         if checkpoint not in kept:
-            # Renamed first: a kill halfway leaves no checkpoint that looks whole.
-            doomed = checkpoint.with_name(f".{checkpoint.name}.partial")
-            checkpoint.rename(doomed)
-            shutil.rmtree(doomed)
+            remove_folder(checkpoint)
 
 
 def run_status(run: Path) -> dict[str, Any]:
@@ -123,7 +120,7 @@ def run_status(run: Path) -> dict[str, Any]:
     newest = newest_checkpoint(run)
     if newest is None:
         return {"status": "no checkpoint yet"}
-    facts = read_json(newest / STATE)
+    facts = read_json(newest / STATE, CheckpointError)
     return {key: facts.get(key) for key in ("step", "steps", "phase", "status", "reason")}
 
 

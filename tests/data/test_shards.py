@@ -13,6 +13,7 @@ import pytest
 
 from shardscope.config import DataConfig, Source
 from shardscope.data import DataError, token_shards
+from shardscope.files import is_partial
 from shardscope.tokenizer import Tokenizer
 
 Write = Callable[..., Path]
@@ -190,7 +191,7 @@ def test_a_process_killed_while_making_leaves_no_shards_and_its_remains_are_remo
     process.communicate()
     remains = folders(data)
     assert len(remains) == 1
-    assert remains[0].startswith(".making-")
+    assert is_partial(remains[0])
     write_jsonl("a.jsonl", sentences(10))
     os.utime(Path(data.cache_dir) / remains[0], (1, 1))
     token_shards(data.sources[0], data, small_tokenizer, progress=False)

@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from shardscope import load
-from shardscope.checkpoint import STATE, list_checkpoints, read_json, read_tensors
+from shardscope.checkpoint import STATE, list_checkpoints, read_tensors
 from shardscope.config import ConfigError, load_recipe
 from shardscope.data import prepare
+from shardscope.files import read_json
 from shardscope.tokenizer import Tokenizer
 from shardscope.train import TrainingError, loop, train
 from shardscope.train.metrics import read_metrics
@@ -184,7 +185,7 @@ def test_two_processes_do_not_train_in_one_folder(recipe_file: Path) -> None:
 
 def test_a_run_killed_before_its_recipe_was_written_begins_again(recipe_file: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    for name in (".lock", ".recipe.json.partial"):
+    for name in (".lock", ".recipe.json.0123abcd.partial"):
         (tmp_path / "run" / name).touch()
     assert run(recipe_file, schedule__steps="2").status == "finished"
 

@@ -1,0 +1,276 @@
+"""Files written whole or not at all, and files of strangers read within bounds.
+
+Whatever a user may want to keep is written under a temporary name beside its place, flushed to the disk, renamed, and
+the rename flushed too. So a name never stands for half a file, whenever the process or the machine dies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shardscope.config import ConfigError
+
+MOST_TEXT = 64 * 2**20  # bytes of a JSON or TOML file; a tokenizer.json of 262,144 entries has half of it
+_PARTIAL = re.compile(r"\..*\.[0-9a-f]{8}\.partial")
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FAILED = {*_NO_ROOM, errno.EROFS, errno.EIO}
+
+
+class ReadError(ConfigError):
+    """A file that cannot be read, or does not hold what its name says."""
+
+
+class WriteError(ConfigError):
+    """Something could not be written; the message says what is intact and what to do."""
+
+
+# --------------------------------------------------------------------------------------------------- writing
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; the file takes the place of `path` only if the block ends well.
+
+    Missing parent folders are made, links are followed, and a device or a pipe is written to as it is. Raises
+    WriteError when the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    with _said(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            partial = path
+        else:
+            path = path.resolve() if path.is_symlink() else path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = _temporary_name(path)
+    try:
+        with _said(path, only=_FAILED):
+            yield partial
+        if partial is not path:
+            with _said(path):
+                _flush(partial)
+                os.replace(partial, path)
+                _flush(path.parent)
+    finally:
+        if partial is not path:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: str | Path, replace: bool = True) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place, flushed to the disk, only if the block ends well.
+
+    An older `folder` changes places with it in one step, or stays if `replace` is False. Raises WriteError when the
+    disk is full or the parent folder cannot be written.
+    """
+    folder = Path(folder)
+    with _said(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = _temporary_name(folder)
+        partial.mkdir()
+    try:
+        with _said(folder, only=_FAILED):
+            yield partial
+        with _said(folder):
+            for path in partial.rglob("*"):
+                _flush(path)
+            _flush(partial)
+            try:
+                partial.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+                if replace:
+                    _exchange(partial, folder)
+            _flush(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a UTF-8 text file whole. Raises WriteError."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write a file whole. Raises WriteError."""
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
+    return Path(path)
+
+
+def write_json(path: str | Path, values: Any, indent: int | None = 2) -> Path:
+    """Write a JSON file whole. Raises WriteError."""
+    return write_text(path, json.dumps(values, indent=indent) + "\n")
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
+    """Write a safetensors file whole, from tensors on any device. Raises WriteError."""
+    with whole_file(path) as partial:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial, metadata)
+        partial.chmod(_mode_of_new_files())  # safetensors' own is for the owner alone
+    return Path(path)
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[None]:
+    """For a file that grows by lines, and so is not written whole: a failed write is a WriteError here too."""
+    with _said(path):
+        yield
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what writers that were killed left in `folder`. Only for a folder in which nobody else writes."""
+    for path in folder.glob(".*.partial") if folder.is_dir() else ():
+        if is_partial(path.name):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder; it loses its name first, so that a kill halfway leaves nothing that looks whole."""
+    doomed = _temporary_name(folder)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file's name is the temporary one of something that was being written."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
+def _temporary_name(path: Path) -> Path:
+    # Of a long name only the beginning: most file systems allow 255 bytes.
+    return path.parent / f".{path.name[:40]}.{secrets.token_hex(4)}.partial"
+
+
+def _mode_of_new_files() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def _exchange(partial: Path, folder: Path) -> None:
+    """Let the two change names. Where the system cannot in one step, the old folder stands aside for a moment."""
+    if _exchanged_in_one_step(partial, folder):
+        return
+    aside = _temporary_name(folder)
+    folder.rename(aside)
+    try:
+        partial.rename(folder)
+    except BaseException:
+        aside.rename(folder)
+        raise
+    aside.rename(partial)
+
+
+def _exchanged_in_one_step(one: Path, other: Path) -> bool:
+    """Linux's renameat2 with RENAME_EXCHANGE; False where system or file system lack it."""
+    at_working_folder, exchange = -100, 2
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return rename(at_working_folder, os.fsencode(one), at_working_folder, os.fsencode(other), exchange) == 0
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _said(path: Path, only: set[int] | None = None) -> Iterator[None]:
+    """What goes wrong with writing `path`, as one sentence; with `only`, nothing but these errors of the system."""
+    stood = os.path.lexists(path)
+    try:
+        if "\0" in str(path):
+            raise ValueError("a name holds no NUL")
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        number = _error_number(error)
+        if isinstance(error, ConfigError) or (only is not None and number not in only):
+            raise
+        if number in _NO_ROOM:
+            reason, remedy = "no room is left on the disk", "make room and give the same command again"
+        else:
+            reason = f"cannot be written ({os.strerror(number) if number else error})"
+            remedy = "name another place, or see to the disk and give the same command again"
+        intact = "what was written there before is intact" if stood else "nothing half-written is left"
+        raise WriteError(f"{path}: {reason}; {intact}; {remedy}") from None
+
+
+def _error_number(error: OSError | ValueError | SafetensorError) -> int | None:
+    """The system's number of an error; libraries hide it in different places."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(found[1])
+    # NumPy, of a write that came to an early end: "100000 requested and 1234 written".
+    return errno.ENOSPC if re.fullmatch(r"\d+ requested and \d+ written", str(error)) else None
+
+
+# --------------------------------------------------------------------------------------------------- reading
+
+
+def regular_file(path: Path, failure: type[ConfigError] = ReadError) -> Path:
+    """`path` itself. Raises `failure` where it is missing, a folder, a pipe or a device, which may never end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise failure(f"{path}: cannot be read: {reason}") from None
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        raise failure(f"{path}: cannot be read: it is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file")
+    return path
+
+
+def read_text(path: Path, failure: type[ConfigError] = ReadError, most: int = MOST_TEXT) -> str:
+    """A UTF-8 text file of at most `most` bytes. Raises `failure` with the path and the reason."""
+    try:
+        with regular_file(path, failure).open("rb") as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise failure(f"{path}: cannot be read: it is larger than {most / 2**20:,.0f} MiB")
+        return data.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise failure(f"{path}: cannot be read as UTF-8 text: {error}") from None
+
+
+def read_json(path: Path, failure: type[ConfigError] = ReadError, most: int = MOST_TEXT) -> dict[str, Any]:
+    """The object in a JSON file, whoever wrote it. Raises `failure` with the path and the reason."""
+    values = parse_json(read_text(path, failure, most), str(path), failure)
+    if not isinstance(values, dict):
+        raise failure(f"{path}: holds {type(values).__name__}, not a table of values")
+    return values
+
+
+def parse_json(text: str, where: str, failure: type[ConfigError] = ReadError) -> Any:
+    """What a JSON text says. Raises `failure` also where it nests without end or holds a number of 5,000 digits."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise failure(f"{where}: cannot be read as JSON: it is nested too deeply") from None
+    except ValueError as error:
+        reason = "a number in it is too long" if "int_max_str_digits" in str(error) else error
+        raise failure(f"{where}: cannot be read as JSON: {reason}") from None

@@ -214,34 +214,30 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hub:
-    """A dataset of the Hugging Face hub that stands in for a source whose files are not on this machine."""
-
-    path: str = choice(help="'hf:owner/dataset[:config]'")
-    text: str = choice("text", help="the field of a row that holds the document")
-    split: str = choice("train", help="split of the dataset")
-    documents: int = choice(0, help="read at most this many documents; 0: all")
-
-    def __post_init__(self) -> None:
-        _require(self.path.startswith("hf:"), f"data.sources.hub: path={self.path!r}; use 'hf:owner/dataset[:config]'")
-        _require(self.documents >= 0, f"data.sources.hub: documents={self.documents} is negative; use 0 for all")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Source:
     """One stream of documents of the mixture."""
 
     name: str = choice(help="short name, used in logs and metrics")
     path: str = choice(
-        help="file, folder or glob of .txt/.jsonl/.parquet (.gz .xz .zst), 'hf:owner/dataset[:config]', "
-        "'builtin:NAME'; $VARIABLES are replaced"
+        help="file, folder or glob of .txt/.jsonl/.json/.parquet (.gz .bz2 .xz .zst .zip), "
+        "'hf:owner/dataset[:config]', 'builtin:NAME'; ~ and $VARIABLES are replaced"
     )
     weight: float = choice(1.0, help="share of the training sequences drawn from this source, relative to the others")
     holdout: str = choice("", help="a path of held-out documents; empty: one document in a hundred is held out")
-    text: str = choice("text", help="the field of a JSONL, parquet or Hugging Face row that holds the document")
+    text: str = choice(
+        "text",
+        help="the field of a row that holds the document ('text', 'meta.body'), or a text with fields in braces, "
+        "as in '{question} {answer}'",
+    )
     split: str = choice("train", help="split of a Hugging Face dataset")
     documents: int = choice(0, help="read at most this many documents; 0: all")
-    hub: Hub | None = choice(None, help="read instead where `path` names no file on this machine")
+    tokens: int = choice(0, help="about how many tokens it holds, for --dry-run before it was read; 0: unknown")
+    cut: Literal["auto", "marker", "line", "paragraph", "file"] = choice(
+        "auto",
+        help="how a text file is cut into documents: at lines that hold the marker alone, and long text at empty lines "
+        "(auto); wherever the marker stands; at every line; at empty lines; not at all (file)",
+    )
+    marker: str = choice("<|endoftext|>", help="what separates the documents of a text file; see cut")
 
     def __post_init__(self) -> None:
         _require(bool(self.name), "data.sources: a source has an empty name; give it one, as in name = 'prose'")
@@ -251,6 +247,14 @@ class Source:
         _require(
             self.documents >= 0, f"data.sources.{self.name}: documents={self.documents} is negative; use 0 for all"
         )
+        _require(
+            self.tokens >= 0, f"data.sources.{self.name}: tokens={self.tokens} is negative; use 0 where unknown"
+        )
+        _require(bool(self.text), f"data.sources.{self.name}: text is empty; name the field that holds the document")
+        _require(
+            bool(self.marker.strip()) or self.cut not in ("auto", "marker"),
+            f"data.sources.{self.name}: marker={self.marker!r} is empty; name what separates documents",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +263,9 @@ class DataConfig:
     seq_len: int = choice(2048, help="tokens of a training sequence")
     on_malformed: Literal["skip", "fail"] = choice(
         "fail", help="a malformed line is counted and reported with file and line, then skipped, or ends the run"
+    )
+    max_document_bytes: int = choice(
+        64_000_000, help="a longer document is malformed; reading takes up to ten times as much memory"
     )
     cache_dir: str = choice("", help="where tokenized shards are kept; empty: ~/.cache/shardscope/tokens")
     mask_documents: bool = choice(False, help="attention does not cross document boundaries")
@@ -271,6 +278,9 @@ class DataConfig:
         total = sum(source.weight for source in self.sources)
         _require(total > 0, "data.sources: every weight is 0; raise one")
         _require(math.isfinite(total), "data.sources: the weights are too large to be added up; lower them")
+        _require(
+            self.max_document_bytes >= 1, f"data.max_document_bytes={self.max_document_bytes} must be at least 1"
+        )
         _require(self.seq_len >= 2, f"data.seq_len={self.seq_len} is too short; use at least 2 tokens")
 
 

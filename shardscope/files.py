@@ -155,6 +155,21 @@ def is_partial(name: str) -> bool:
     return _PARTIAL.fullmatch(name) is not None
 
 
+def locked(handle: int) -> bool:
+    """Lock an open file, which ends with the process however it ends; False where another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return True
+
+
 def _temporary_name(path: Path) -> Path:
     # Of a long name only the beginning: most file systems allow 255 bytes.
     return path.parent / f".{path.name[:40]}.{secrets.token_hex(4)}.partial"

@@ -77,7 +77,7 @@ def sample_documents(data: DataConfig, n: int) -> Iterator[str]:
 
 def _training_texts(source: Source, data: DataConfig) -> Iterator[str]:
     threshold = holdout_threshold(source, data)
-    for document in documents(source, Reading(data.on_malformed, quiet=True)):
+    for document in documents(source, Reading(data.on_malformed, quiet=True, longest=data.max_document_bytes)):
         if side_hash(document) >= threshold:
             yield document.text
 

@@ -13,10 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
+import threading
 import time
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,16 +28,18 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from shardscope.config import DataConfig, Source
+from shardscope.data.archives import shown
 from shardscope.data.builtin import builtin_version
-from shardscope.data.corpora import Document, documents, files_of, holdout_documents, kind_of
+from shardscope.data.corpora import documents, files_of, holdout_documents, kind_of
 from shardscope.data.files import DataError, Reading, log
+from shardscope.data.readers import Document
 from shardscope.data.split import holdout_threshold, side_hash
-from shardscope.files import is_partial, read_json, whole_folder, write_json, write_text
+from shardscope.files import is_partial, locked, read_json, whole_folder, write_json, write_text
 from shardscope.tokenizer import Tokenizer
 
-FORMAT = 1  # raise when the files or the cutting of documents change
+FORMAT = 2  # raise when the files or the cutting of documents change
 _CHARACTERS_AT_ONCE = 2_000_000
-_ABANDONED_AFTER = 24 * 3600.0  # seconds
+_LOCK, _ABANDONED_AFTER = ".lock", 3600.0  # seconds, for a folder without a lock
 
 
 class TokenShard:
@@ -111,7 +115,10 @@ def _key(source: Source, data: DataConfig, tokenizer: Tokenizer) -> str:
         "text": source.text,
         "split": source.split,
         "documents": source.documents,
+        "cut": source.cut,
+        "marker": source.marker,
         "on_malformed": data.on_malformed,
+        "max_document_bytes": data.max_document_bytes,
         "train": _state(source.path),
         "holdout": _state(source.holdout) if source.holdout else None,
     }
@@ -128,7 +135,7 @@ def _state(path: str) -> list[Any]:
         files = sorted(file for file in local.rglob("*") if file.is_file()) if local.is_dir() else []
     else:
         files = files_of(path)
-    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stats = [(shown(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return [path if kind == "hf" else "files", stats]
 
 
@@ -138,24 +145,24 @@ def _state(path: str) -> list[Any]:
 def _make(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, progress: bool) -> None:
     _remove_abandoned(folder.parent)
     # Another process may be first; it has made the same.
-    with whole_folder(folder, replace=False) as making:
-        reading = Reading(data.on_malformed)
+    with _ended_by_sigterm(), whole_folder(folder, replace=False) as making, _marked_alive(making):
+        reading = other = Reading(data.on_malformed, longest=data.max_document_bytes)
         threshold = holdout_threshold(source, data)
         train, held_out = _Writer(making, "train", tokenizer.bos_id), _Writer(making, "holdout", tokenizer.bos_id)
         for document, ids in _encoded(documents(source, reading), reading, tokenizer, source.name, progress):
             (held_out if side_hash(document) < threshold else train).append(ids, document.origin)
         if source.holdout:
-            other = Reading(data.on_malformed)
+            other = Reading(data.on_malformed, longest=data.max_document_bytes)
             name = f"{source.name} (held out)"
             for document, ids in _encoded(holdout_documents(source, other), other, tokenizer, name, progress):
                 held_out.append(ids, document.origin)
-            reading.malformed += other.malformed
-        for writer, path in ((train, source.path), (held_out, source.holdout or source.path)):
+        for writer, path, read in ((train, source.path, reading), (held_out, source.holdout or source.path, other)):
             if not writer.close():
-                raise DataError(f"data.sources.{source.name}: path={path!r} holds no document")
-        write_text(making / "malformed.txt", "".join(f"{line}\n" for line in reading.malformed))
-        meta = {"train": train.tokens, "holdout": held_out.tokens, "malformed": len(reading.malformed)}
-        write_json(making / "meta.json", meta)
+                raise DataError(f"data.sources.{source.name}: path={shown(path)!r} holds no document{read.why_nothing}")
+        passes = [reading, other] if source.holdout else [reading]
+        write_text(making / "malformed.txt", "".join(f"{piece}\n" for read in passes for piece in read.malformed))
+        skipped = sum(read.skipped for read in passes)
+        write_json(making / "meta.json", {"train": train.tokens, "holdout": held_out.tokens, "malformed": skipped})
 
 
 def _encoded(
@@ -205,12 +212,48 @@ class _Writer:
         return self.tokens
 
 
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within it SIGTERM is an exception, as SIGINT is, so that nothing half made is left."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _marked_alive(making: Path) -> Iterator[None]:
+    """A lock in the folder, which ends with this process: so others can tell it from what a killed one left."""
+    with open(making / _LOCK, "w", encoding="utf-8") as lock:
+        locked(lock.fileno())
+        yield
+        (making / _LOCK).unlink()
+
+
 def _remove_abandoned(cache: Path) -> None:
     """Folders of processes that were killed while making."""
     for folder in cache.glob(".*.partial"):
-        with suppress(OSError):
-            if is_partial(folder.name) and time.time() - folder.stat().st_mtime > _ABANDONED_AFTER:
-                shutil.rmtree(folder, ignore_errors=True)
+        if not is_partial(folder.name):
+            continue
+        try:
+            with open(folder / _LOCK, "r+", encoding="utf-8") as lock:
+                abandoned = locked(lock.fileno())
+        except OSError:  # just begun, or killed before it had a lock, or after
+            abandoned = _age(folder) > _ABANDONED_AFTER
+        if abandoned:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _age(folder: Path) -> float:
+    """Seconds since the folder was changed; 0 for one that is gone."""
+    try:
+        return time.time() - folder.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _open(folder: Path, source: Source) -> SourceShards:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 
 from shardscope.config import DataConfig, Source
+from shardscope.data.archives import shown
 from shardscope.data.corpora import Document, documents, kind_of
 from shardscope.data.files import DataError, Reading
 
@@ -32,14 +33,15 @@ def holdout_threshold(source: Source, data: DataConfig) -> int:
         return 0
     threshold = _HASHES // (ONE_BUILT_IN_IN if kind_of(source.path) == "builtin" else ONE_IN)
     lowest, highest = _HASHES, -1
-    for document in documents(source, Reading(data.on_malformed, quiet=True)):
+    reading = Reading(data.on_malformed, quiet=True, longest=data.max_document_bytes)
+    for document in documents(source, reading):
         hashed = side_hash(document)
         lowest, highest = min(lowest, hashed), max(highest, hashed)
         if lowest < threshold <= highest:
             return threshold
     if lowest >= highest:
         raise DataError(
-            f"data.sources.{source.name}: path={source.path!r} holds fewer than two different documents, so none "
-            "can be held out; give it more documents, or name a file of others in holdout"
+            f"data.sources.{source.name}: path={shown(source.path)!r} holds fewer than two different documents, so none "
+            f"can be held out; give it more documents, or name a file of others in holdout{reading.why_nothing}"
         )
     return lowest + 1

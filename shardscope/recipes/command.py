@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-from shardscope.config import PRESETS, ConfigError, Hub, Source, load_recipe, recipe_fields
+from shardscope.config import PRESETS, ConfigError, Source, load_recipe, recipe_fields
 from shardscope.model import Shard
 from shardscope.processes import is_main_process
 from shardscope.train import Outcome, TrainingError, train
@@ -21,8 +21,7 @@ def run_recipe(phase: str, doc: str | None, argv: Sequence[str] | None = None) -
         prog=f"python -m shardscope.recipes.{phase}",
         usage=f"python -m shardscope.recipes.{phase} RECIPE [--FIELD VALUE ...]",
         description=summary,
-        epilog=f"{_table_of(Source, 'a source, as in data.sources = [{name = ..., path = ...}]')}\n"
-        f"{_table_of(Hub, 'its hub counterpart, as in hub = {path = ...}')}\n{examples}",
+        epilog=f"{_table_of(Source, 'a source, as in data.sources = [{name = ..., path = ...}]')}\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -76,7 +75,7 @@ def _closing_words(outcome: Outcome) -> str:
 
 
 def _table_of(kind: type, title: str) -> str:
-    lines = [f"  {item.name:<14}{item.metadata['help']}" for item in fields(kind) if item.name != "hub"]
+    lines = [f"  {item.name:<14}{item.metadata['help']}" for item in fields(kind)]
     return "\n".join([f"{title}:", *lines, ""])
 
 

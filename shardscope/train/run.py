@@ -18,7 +18,7 @@ from shardscope.checkpoint import (
     resolve_checkpoint,
 )
 from shardscope.config import ConfigError, Recipe
-from shardscope.files import is_partial, read_json, remove_folder, remove_partial, write_json
+from shardscope.files import is_partial, locked, read_json, remove_folder, remove_partial, write_json
 
 RECIPE = "recipe.json"
 LOCK = ".lock"
@@ -54,27 +54,12 @@ def claimed_folder(recipe: Recipe) -> Iterator[Path]:
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror}); give --run_dir another folder") from None
     with lock:
-        if not _locked(lock.fileno()):
+        if not locked(lock.fileno()):
             raise ConfigError(f"{folder}: another process is training there; wait for it, or give --run_dir another")
         for place in (folder, folder / "checkpoints"):
             remove_partial(place)  # what a killed process was writing
         write_json(stored, now)
         yield folder
-
-
-def _locked(handle: int) -> bool:
-    """Take the lock, which ends with the process however it ends; False where another process has it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # a file system without locks
-    return True
 
 
 def newest_checkpoint(run: Path) -> Path | None:

@@ -4,12 +4,13 @@ import builtins
 import gzip
 import json
 import lzma
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from shardscope.config import ConfigError, Hub, Source
+from shardscope.config import ConfigError, Source
 from shardscope.data import DataError, Document, Reading, documents
 from shardscope.data.corpora import located
 
@@ -74,7 +75,7 @@ def test_a_file_that_is_no_archive_is_reported(tmp_path: Path, suffix: str) -> N
 MALFORMED = {
     b'{"text": "cut': "not a JSON object",
     b"[1, 2]": "a JSON list, not an object",
-    b'{"body": "elsewhere"}': "no field 'text'; known: body; set the source's text",
+    b'{"body": "elsewhere"}': r"no field 'text' in .*rows\.jsonl:2 \(its fields: body\); set the source's text",
     b'{"text": 7}': "'text' holds a int, not a string",
     b'{"text": null}': "'text' holds a NoneType, not a string",
     b'{"text": "\xff"}': "not UTF-8 \\(invalid start byte at byte 11 of the line\\)",
@@ -87,7 +88,7 @@ MALFORMED = {
 def test_a_malformed_line_is_fatal_with_file_and_line(tmp_path: Path, line: bytes, problem: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(rows(["good"]) + line + b"\n" + rows(["also good"]))
-    with pytest.raises(DataError, match=rf"rows\.jsonl:2: .*{problem}.*data\.on_malformed = 'skip'"):
+    with pytest.raises(DataError, match=rf"(rows\.jsonl:2: .*)?{problem}.*data\.on_malformed = 'skip'"):
         read(path)
 
 
@@ -101,7 +102,7 @@ def test_malformed_lines_are_counted_reported_and_skipped_by_choice(
     assert found == [Document("good", f"{path}:1"), Document("also good", f"{path}:{len(MALFORMED) + 3}")]
     assert len(reading.malformed) == len(MALFORMED)
     for line in range(2, 2 + len(MALFORMED)):
-        assert f"{path}:{line}: " in caplog.text
+        assert re.search(rf"{path}:{line}(: | \()", caplog.text)
 
 
 def test_many_malformed_lines_are_all_counted_but_not_all_printed(
@@ -200,7 +201,7 @@ def test_parquet_rows_are_documents_and_bad_rows_are_reported(tmp_path: Path) ->
     with pytest.raises(DataError, match=r"rows\.parquet:2: 'text' holds a NoneType, not a string"):
         read(path)
     assert read(path, "skip") == [Document("one", f"{path}:1"), Document("three", f"{path}:3")]
-    with pytest.raises(DataError, match=r"no column 'txt'; did you mean 'text'\?"):
+    with pytest.raises(DataError, match=r"no field 'txt' in .*rows\.parquet \(its fields: text, n; did you mean 'text'\?\)"):
         read(path, text="txt")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"rows\.parquet:1: the file is cut short or damaged"):
@@ -220,7 +221,7 @@ def test_a_dataset_laid_out_as_on_the_hub_is_streamed(tmp_path: Path, monkeypatc
     name = f"hf:{tmp_path}:small"
     assert read(name) == [Document("one", f"{name}:1"), Document("two", f"{name}:2")]
     assert read(name, split="test") == [Document("three", f"{name}:1")]
-    with pytest.raises(DataError, match=r"small:1: no field 'body'; known: text"):
+    with pytest.raises(DataError, match=r"no field 'body' in hf:.*small:1 \(its fields: text\)"):
         read(name, text="body")
     with pytest.raises(DataError, match=r"data\.sources\.s: hf:.*cannot be read at row 1: .*absent"):
         read(name, split="absent")
@@ -231,7 +232,7 @@ def test_a_dataset_laid_out_as_on_the_hub_is_streamed(tmp_path: Path, monkeypatc
 )
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, path: str) -> None:
     (tmp_path / "a.parquet").touch()
-    (tmp_path / "a.txt.zst").touch()
+    (tmp_path / "a.txt.zst").write_bytes(b"\x28\xb5\x2f\xfd")
     real_import = builtins.__import__
     monkeypatch.delitem(__import__("sys").modules, package, raising=False)
 
@@ -251,23 +252,6 @@ def test_an_unknown_builtin_corpus_suggests_the_nearest() -> None:
         read("builtin:pros")
 
 
-def test_a_source_without_files_here_is_read_from_its_hub_counterpart(tmp_path: Path, monkeypatch) -> None:
-    hub = Hub(path="hf:owner/books:en", text="body", split="all", documents=7)
-    source = Source(name="books", path="$BOOKS_HERE/books.*.txt", holdout="$BOOKS_HERE/val.txt", hub=hub)
-    monkeypatch.delenv("BOOKS_HERE", raising=False)
-    away = located(source)
-    assert (away.path, away.text, away.split) == ("hf:owner/books:en", "body", "all")
-    assert (away.documents, away.holdout) == (7, "")
-    monkeypatch.setenv("BOOKS_HERE", str(tmp_path))
-    with pytest.raises(
-        ConfigError, match=r"means '.*books\.\*\.txt' here, and there is no such file; correct the variable"
-    ):
-        located(source)
-    (tmp_path / "books.0.txt").write_text("Here.")
-    here = located(source)
-    assert (here.path, here.holdout, here.text) == (f"{tmp_path}/books.*.txt", f"{tmp_path}/val.txt", "text")
-
-
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.txt.gz", "a.jsonl.zst", "a.jsonl.xz"])
 def test_an_archive_of_no_bytes_is_reported(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
@@ -281,7 +265,13 @@ def test_the_kind_of_a_file_is_its_last_suffix_but_the_packing(tmp_path: Path) -
     assert [text for text, *_ in read(tmp_path)] == ["no JSON here\n", "a row"]
 
 
-def test_an_unset_variable_without_a_counterpart_is_named(monkeypatch) -> None:
-    monkeypatch.delenv("BOOKS_HERE", raising=False)
+def test_variables_in_paths_are_replaced_and_an_unset_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source(name="books", path="$BOOKS_HERE/a.txt", holdout="~/val.txt")
+    monkeypatch.setenv("BOOKS_HERE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert (located(source).path, located(source).holdout) == (f"{tmp_path}/a.txt", f"{tmp_path}/val.txt")
+    monkeypatch.delenv("BOOKS_HERE")
     with pytest.raises(ConfigError, match=r"data\.sources\.books: path='\$BOOKS_HERE/a\.txt' needs an environment var"):
-        located(Source(name="books", path="$BOOKS_HERE/a.txt"))
+        located(source)

@@ -247,9 +247,7 @@ class Source:
         _require(
             self.documents >= 0, f"data.sources.{self.name}: documents={self.documents} is negative; use 0 for all"
         )
-        _require(
-            self.tokens >= 0, f"data.sources.{self.name}: tokens={self.tokens} is negative; use 0 where unknown"
-        )
+        _require(self.tokens >= 0, f"data.sources.{self.name}: tokens={self.tokens} is negative; use 0 where unknown")
         _require(bool(self.text), f"data.sources.{self.name}: text is empty; name the field that holds the document")
         _require(
             bool(self.marker.strip()) or self.cut not in ("auto", "marker"),
@@ -278,9 +276,7 @@ class DataConfig:
         total = sum(source.weight for source in self.sources)
         _require(total > 0, "data.sources: every weight is 0; raise one")
         _require(math.isfinite(total), "data.sources: the weights are too large to be added up; lower them")
-        _require(
-            self.max_document_bytes >= 1, f"data.max_document_bytes={self.max_document_bytes} must be at least 1"
-        )
+        _require(self.max_document_bytes >= 1, f"data.max_document_bytes={self.max_document_bytes} must be at least 1")
         _require(self.seq_len >= 2, f"data.seq_len={self.seq_len} is too short; use at least 2 tokens")
 
 

@@ -155,18 +155,21 @@ def is_partial(name: str) -> bool:
     return _PARTIAL.fullmatch(name) is not None
 
 
-def locked(handle: int) -> bool:
-    """Lock an open file, which ends with the process however it ends; False where another process has it."""
+def locked(handle: int, unknown: bool = True) -> bool:
+    """Lock an open file, which ends with the process however it ends; False where another process has it.
+
+    `unknown` is the answer where the system or the file system has no locks.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
-        return True
+        return unknown
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        pass  # a file system without locks
+        return unknown
     return True
 
 

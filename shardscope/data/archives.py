@@ -34,7 +34,7 @@ _MAGIC = {
     ".zip": rb"PK(\x03\x04|\x05\x06)",
 }
 _DICTIONARY = 1 << 28  # bytes that an xz or zst stream may ask for to look back; the strongest presets ask for 2²⁷
-_BOMB_SIZE, _BOMB_RATIO = 1 << 29, 500  # text packs to a tenth, the most repetitive logs to a hundredth
+BOMB_SIZE, BOMB_RATIO = 1 << 29, 200  # text packs to a tenth, the most repetitive logs to a hundredth
 _PACKED_CHUNK = 1 << 12  # a zst block of four bytes unpacks to 2¹⁷
 
 
@@ -61,8 +61,8 @@ class TextFile(io.RawIOBase):
         chunk = self._unpacked.read(len(buffer))
         buffer[: len(chunk)] = chunk
         self._read += len(chunk)
-        if self._is_packed and self._read > max(_BOMB_SIZE, _BOMB_RATIO * self.position):
-            raise OSError(f"it unpacks to more than {_BOMB_RATIO} times its size, which no text does")
+        if self._is_packed and (reason := is_bomb(self._read, self.position)):
+            raise OSError(reason)
         return len(chunk)
 
 
@@ -78,6 +78,13 @@ def text_file(path: Path) -> Iterator[TextFile]:
         if named and named != kind:
             raise EOFError(f"it is no {named} archive")
         yield TextFile(_unpacked(kind, packed, path), packed)
+
+
+def is_bomb(unpacked: int, packed: int) -> str | None:
+    """Why so many unpacked bytes out of so many packed ones are no text."""
+    if unpacked > max(BOMB_SIZE, BOMB_RATIO * packed):
+        return f"it unpacks to more than {BOMB_RATIO} times its size, which no text does"
+    return None
 
 
 def _no_text(beginning: bytes) -> str | None:

@@ -17,7 +17,7 @@ from shardscope.data.readers import Document, extra, reader_of, row_document
 
 
 def located(source: Source) -> Source:
-    """The source as this machine has it: `~` and $VARIABLES of its paths replaced. Raises ConfigError if one is not set."""
+    """The source with `~` and $VARIABLES of its paths replaced. Raises ConfigError if one means nothing here."""
     where = f"data.sources.{source.name}"
 
     def found(path: str, field: str) -> str:

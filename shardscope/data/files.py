@@ -60,7 +60,7 @@ class Reading:
         self.total: int | None = None
 
     def report(self, where: str, problem: str, details: str = "") -> None:
-        """Count a malformed piece, and say so. Raises DataError if malformed pieces end the run, or are all there is."""
+        """Count a malformed piece, and say so. Raises DataError if such pieces end the run, or are all there is."""
         piece = Malformed(where, problem, details)
         if self.on_malformed == "fail":
             remedy = "set the source's text" if details else "correct it"
@@ -79,7 +79,9 @@ class Reading:
     @property
     def why_nothing(self) -> str:
         """To be put after a message that a source holds too little: the first malformed piece, if there was one."""
-        return f"; {self.skipped:,} malformed pieces were skipped, the first: {self.malformed[0]}" if self.skipped else ""
+        return (
+            f"; {self.skipped:,} malformed pieces were skipped, the first: {self.malformed[0]}" if self.skipped else ""
+        )
 
 
 def lines(path: Path, reading: Reading, cut_at: int | None = None) -> Iterator[tuple[int, bytes]]:
@@ -105,9 +107,7 @@ def lines(path: Path, reading: Reading, cut_at: int | None = None) -> Iterator[t
         reading.report(f"{place}:{number}", f"the file is cut short or damaged ({error})")
 
 
-def _lines(
-    file: TextFile, start: int, place: str, reading: Reading, cut_at: int | None
-) -> Iterator[tuple[int, bytes]]:
+def _lines(file: TextFile, start: int, place: str, reading: Reading, cut_at: int | None) -> Iterator[tuple[int, bytes]]:
     number, dropped = 1, 0  # `dropped`: bytes left out of the line that is being read
     held: list[bytes] = []
     size = 0
@@ -123,7 +123,7 @@ def _lines(
                 if size + len(piece) <= reading.longest:
                     yield number, b"".join([*held, piece, b"\n"])
                 else:
-                    reading.report(f"{place}:{number}", _too_long(reading))
+                    reading.report(f"{place}:{number}", too_long(reading))
             held, size, dropped = [], 0, 0
             number += 1
         if dropped:
@@ -137,7 +137,7 @@ def _lines(
                 yield number, line[:place_of_cut]
                 held, size = [line[place_of_cut:]], len(line) - place_of_cut
             elif size > reading.longest:
-                reading.report(f"{place}:{number}", _too_long(reading))
+                reading.report(f"{place}:{number}", too_long(reading))
                 held, size, dropped = [], 0, size
         if dropped > _GIVE_UP_AFTER * reading.longest:
             reading.report(f"{place}:{number}", f"no line end in {dropped:,} bytes; the rest of the file is left out")
@@ -146,7 +146,8 @@ def _lines(
         yield number, b"".join(held)
 
 
-def _too_long(reading: Reading) -> str:
+def too_long(reading: Reading) -> str:
+    """What is said of a document that is longer than `reading` allows."""
     return f"more than {reading.longest:,} bytes for one document; data.max_document_bytes allows more"
 
 

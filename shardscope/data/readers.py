@@ -2,7 +2,7 @@
 
 Text files are cut as the source's `cut` says:
 
-    auto       at lines that hold the marker alone (`<|endoftext|>`, as in TinyStories' files); what is still longer than
+    auto       at lines that hold the marker alone (`<|endoftext|>`, as in TinyStories' files); what is longer than
                32,768 bytes is cut at the next empty line, because one file of a whole library would otherwise be a
                single document, on one side of the split
     marker     wherever the marker stands, also inside a line
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shardscope.config import ConfigError, Source
-from shardscope.data.archives import COMPRESSIONS, DAMAGE, Unreadable, shown, text_file
+from shardscope.data.archives import COMPRESSIONS, DAMAGE, Unreadable, is_bomb, shown, text_file
 from shardscope.data.fields import FieldError, Template
-from shardscope.data.files import DataError, Reading, is_unicode, lines
+from shardscope.data.files import DataError, Reading, lines, too_long
 
 # A long text file is cut at the first empty line after so many bytes, a long line at a space before so many.
 _CUT_AT_PARAGRAPH, _CUT_AT_LINE = 32_768, 1_048_576
@@ -31,7 +31,7 @@ _NULS = b"\0" * 64  # a run that no text has
 _MOST_VALUES = 5_000_000  # lists and objects in one row: each takes Python 72 bytes at least
 _CHUNK = 1 << 20
 _PARQUET_ROWS = 256
-_BOMB_SIZE, _BOMB_RATIO = 1 << 29, 500
+_LARGEST_ROW_GROUP = 1 << 30  # bytes of the columns that are read
 
 
 class Document(NamedTuple):
@@ -97,23 +97,25 @@ class _Collected:
         self._place, self._reading = place, reading
         self._lines: list[str] = []
         self._first = 1
-        self.size = 0
+        self._bytes = 0
+        self.size = 0  # characters
 
     def add(self, line: str, number: int) -> None:
         if not self.size:
             self._first = number
         self.size += len(line)
-        if self.size <= self._reading.longest:
+        self._bytes += len(line.encode("utf-8"))
+        if self._bytes <= self._reading.longest:
             self._lines.append(line)
 
     def document(self) -> Iterator[Document]:
         """What was collected, unless it is empty or too long; collecting begins anew."""
         where = f"{self._place}:{self._first}"
-        if self.size > self._reading.longest:
-            self._reading.report(where, _too_long(self._reading))
+        if self._bytes > self._reading.longest:
+            self._reading.report(where, too_long(self._reading))
         elif (text := "".join(self._lines)).strip():
             yield Document(text, where)
-        self._lines, self.size = [], 0
+        self._lines, self._bytes, self.size = [], 0, 0
 
 
 def json_lines(path: Path, source: Source, reading: Reading) -> Iterator[Document]:
@@ -153,7 +155,9 @@ def json_file(path: Path, source: Source, reading: Reading) -> Iterator[Document
                 yield from row_document(row, template, f"{place}:{number}", reading)
     except UnicodeDecodeError as error:
         reading.report(f"{place}:{number + 1}", f"not UTF-8 ({error.reason})")
-    except (json.JSONDecodeError, RecursionError) as error:
+    except ValueError as error:  # no JSON, or a number of too many digits
+        reading.report(f"{place}:{number + 1}", f"not a JSON array of objects ({error})")
+    except RecursionError as error:
         reading.report(f"{place}:{number + 1}", f"not a JSON array of objects ({error})")
     except DAMAGE as error:
         reading.report(f"{place}:{number + 1}", f"the file is cut short or damaged ({error})")
@@ -195,7 +199,7 @@ def _array(file: Any, reading: Reading) -> Iterator[Any]:
             if ended:
                 raise
             if len(text) - at > reading.longest:
-                raise json.JSONDecodeError(_too_long(reading), text[at : at + 64], 0) from None
+                raise json.JSONDecodeError(too_long(reading), text[at : at + 64], 0) from None
             chunk = max(_CHUNK, len(text) - at)  # twice as much, so that a long element is not tried too often
             more()
             continue
@@ -221,14 +225,14 @@ def parquet(path: Path, source: Source, reading: Reading) -> Iterator[Document]:
         with text_file(path):  # says what it is if it is none
             pass
         with parquet.ParquetFile(path, buffer_size=_CHUNK) as file:
-            names = file.schema_arrow.names
+            names, leaves = file.schema_arrow.names, {file.schema.column(n).path for n in range(len(file.schema))}
         try:
             columns = template.columns(names)
         except FieldError as error:
             raise DataError(f"{error.problem} in {place} ({_short(error.details)}); set the source's text") from None
-        # Strings that a column repeats stay a number until they are asked for: a row group of little bytes may hold
-        # much text.
-        with parquet.ParquetFile(path, buffer_size=_CHUNK, read_dictionary=columns) as file:
+        # A string that a column repeats is a number until it is asked for: few bytes of a file may hold much text.
+        repeated = [column for column in columns if column in leaves]
+        with parquet.ParquetFile(path, buffer_size=_CHUNK, read_dictionary=repeated) as file:
             _require_small_groups(file.metadata, columns, size)
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
                 for n in range(batch.num_rows):
@@ -242,8 +246,8 @@ def parquet(path: Path, source: Source, reading: Reading) -> Iterator[Document]:
                     for document in row_document(row, template, where, reading):
                         unpacked += len(document.text)
                         yield document
-                    if unpacked > max(_BOMB_SIZE, _BOMB_RATIO * size):
-                        raise OSError(f"it unpacks to more than {_BOMB_RATIO} times its size, which no text does")
+                    if reason := is_bomb(unpacked, size):
+                        raise OSError(reason)
                 reading.position = start + size * number // max(1, file.metadata.num_rows)
     except Unreadable as error:
         raise DataError(f"{place}: {error}") from None
@@ -259,8 +263,8 @@ def _require_small_groups(metadata: Any, columns: list[str], size: int) -> None:
         wanted = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
         if any(chunk.total_compressed_size > size or chunk.total_uncompressed_size < 0 for chunk in wanted):
             raise OSError(f"row group {group} claims to be larger than the file")
-        if sum(chunk.total_uncompressed_size for chunk in wanted) > 2 * _BOMB_SIZE:
-            raise OSError(f"row group {group} holds more than {2 * _BOMB_SIZE:,} bytes; write it in smaller ones")
+        if sum(chunk.total_uncompressed_size for chunk in wanted) > _LARGEST_ROW_GROUP:
+            raise OSError(f"row group {group} holds more than {_LARGEST_ROW_GROUP:,} bytes; write it in smaller ones")
 
 
 def row_document(row: Any, template: Template, where: str, reading: Reading) -> Iterator[Document]:
@@ -273,12 +277,15 @@ def row_document(row: Any, template: Template, where: str, reading: Reading) -> 
     except FieldError as error:
         reading.report(where, error.problem, _short(error.details))
         return
-    if not is_unicode(text):
+    try:
+        size = len(text.encode("utf-8"))
+    except UnicodeEncodeError:
         reading.report(where, f"{template.text!r} holds half of a surrogate pair, which is no character")
-    elif len(text) > reading.longest:
-        reading.report(where, _too_long(reading))
-    else:
-        yield Document(text, where)
+        return
+    if size > reading.longest:
+        reading.report(where, too_long(reading))
+        return
+    yield Document(text, where)
 
 
 def extra(package: str, for_what: str) -> Any:
@@ -296,7 +303,3 @@ def _require_few_values(text: str, start: int = 0) -> None:
 
 def _short(details: str) -> str:
     return details if len(details) <= 200 else details[:200] + " …"
-
-
-def _too_long(reading: Reading) -> str:
-    return f"more than {reading.longest:,} bytes for one document; data.max_document_bytes allows more"

@@ -241,7 +241,7 @@ def _remove_abandoned(cache: Path) -> None:
             continue
         try:
             with open(folder / _LOCK, "r+", encoding="utf-8") as lock:
-                abandoned = locked(lock.fileno())
+                abandoned = locked(lock.fileno(), unknown=False)
         except OSError:  # just begun, or killed before it had a lock, or after
             abandoned = _age(folder) > _ABANDONED_AFTER
         if abandoned:

@@ -9,8 +9,9 @@ import hashlib
 
 from shardscope.config import DataConfig, Source
 from shardscope.data.archives import shown
-from shardscope.data.corpora import Document, documents, kind_of
+from shardscope.data.corpora import documents, kind_of
 from shardscope.data.files import DataError, Reading
+from shardscope.data.readers import Document
 
 ONE_IN = 100
 ONE_BUILT_IN_IN = 20
@@ -41,7 +42,7 @@ def holdout_threshold(source: Source, data: DataConfig) -> int:
             return threshold
     if lowest >= highest:
         raise DataError(
-            f"data.sources.{source.name}: path={shown(source.path)!r} holds fewer than two different documents, so none "
-            f"can be held out; give it more documents, or name a file of others in holdout{reading.why_nothing}"
+            f"data.sources.{source.name}: path={shown(source.path)!r} holds fewer than two different documents, so "
+            f"none can be held out; give it more documents, or name a file of others in holdout{reading.why_nothing}"
         )
     return lowest + 1

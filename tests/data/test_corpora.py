@@ -201,7 +201,9 @@ def test_parquet_rows_are_documents_and_bad_rows_are_reported(tmp_path: Path) ->
     with pytest.raises(DataError, match=r"rows\.parquet:2: 'text' holds a NoneType, not a string"):
         read(path)
     assert read(path, "skip") == [Document("one", f"{path}:1"), Document("three", f"{path}:3")]
-    with pytest.raises(DataError, match=r"no field 'txt' in .*rows\.parquet \(its fields: text, n; did you mean 'text'\?\)"):
+    with pytest.raises(
+        DataError, match=r"no field 'txt' in .*rows\.parquet \(its fields: text, n; did you mean 'text'\?\)"
+    ):
         read(path, text="txt")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"rows\.parquet:1: the file is cut short or damaged"):

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,24 +177,59 @@ def test_two_processes_may_prepare_at_the_same_time(
     assert len(folders(data)) == 1
 
 
-def test_a_process_killed_while_making_leaves_no_shards_and_its_remains_are_removed_later(
+@pytest.fixture
+def making(
     data: DataConfig, small_tokenizer: Tokenizer, tmp_path: Path, write_jsonl: Write, sentences: Sentences
-) -> None:
+) -> Iterator[subprocess.Popen[str]]:
+    """A process in the middle of tokenizing the data."""
     write_jsonl("a.jsonl", sentences(200) * 1000)  # seconds of work
     small_tokenizer.save(tmp_path)
     process = start(data, tmp_path)
     assert process.stdin is not None
     process.stdin.write("go\n")
     process.stdin.flush()
-    while not (os.path.isdir(data.cache_dir) and folders(data)):
+    while not list(Path(data.cache_dir).glob(".*.partial/train.tokens")):
         time.sleep(0.01)
+    yield process
     process.kill()
     process.communicate()
-    remains = folders(data)
-    assert len(remains) == 1
-    assert is_partial(remains[0])
-    write_jsonl("a.jsonl", sentences(10))
-    os.utime(Path(data.cache_dir) / remains[0], (1, 1))
-    token_shards(data.sources[0], data, small_tokenizer, progress=False)
-    assert len(folders(data)) == 1
-    assert not folders(data)[0].startswith(".")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_is_told_to_stop_while_making_leaves_nothing(
+    data: DataConfig, making: subprocess.Popen[str], number: int
+) -> None:
+    making.send_signal(number)
+    making.communicate()
+    assert making.returncode != 0
+    assert folders(data) == []
+
+
+def test_what_a_process_killed_while_making_left_is_removed_by_the_next_and_no_other(
+    data: DataConfig,
+    making: subprocess.Popen[str],
+    small_tokenizer: Tokenizer,
+    write_jsonl: Write,
+    sentences: Sentences,
+) -> None:
+    (remains,) = folders(data)
+    assert is_partial(remains)
+    write_jsonl("b.jsonl", sentences(10))
+    other = replace(data.sources[0], path=str(Path(data.sources[0].path).with_name("b.jsonl")))
+    token_shards(other, data, small_tokenizer, progress=False)
+    assert remains in folders(data)  # its process lives
+    making.kill()
+    making.communicate()
+    token_shards(replace(other, documents=5), data, small_tokenizer, progress=False)
+    assert len(folders(data)) == 2
+    assert not any(is_partial(name) for name in folders(data))
+    assert sorted(path.name for path in (Path(data.cache_dir) / folders(data)[0]).iterdir()) == [
+        "holdout.origins.txt",
+        "holdout.starts.npy",
+        "holdout.tokens",
+        "malformed.txt",
+        "meta.json",
+        "train.origins.txt",
+        "train.starts.npy",
+        "train.tokens",
+    ]

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shardscope.config import ConfigError, ShardConfig, suggest
+from shardscope.device import pick_device
 from shardscope.files import read_json, whole_folder, write_json, write_tensors
 from shardscope.model import Shard
 from shardscope.tokenizer import Tokenizer
@@ -74,20 +75,21 @@ def save_checkpoint(
 
 def load(
     path: str | Path | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     dtype: torch.dtype | None = torch.float32,
 ) -> Shard:
     """A model in eval mode, with `.config` and `.tokenizer`.
 
     `path` is a checkpoint or a run (its newest checkpoint). Without it: the built-in checkpoint if one ships, else
-    the newest run under `runs/`. `dtype` None keeps the stored one, which is bfloat16
-    for the built-in checkpoint. Raises CheckpointError.
+    the newest run under `runs/`. `device` auto is CUDA, else MPS, else the CPU. `dtype` None keeps the stored one,
+    which is bfloat16 for the built-in checkpoint. Raises CheckpointError, or ConfigError for an absent device.
     """
+    place = pick_device(device)
     folder = resolve_checkpoint(path)
     config = read_config(folder)
     weights = read_weights(folder, config)
     stored = next(iter(weights.values())).dtype
-    model = Shard.of_weights(config, weights, dtype or stored, device)
+    model = Shard.of_weights(config, weights, dtype or stored, place)
     if (folder / TOKENIZER).exists():
         model.tokenizer = Tokenizer.load(folder / TOKENIZER)
         if model.tokenizer.vocab_size > config.vocab_size:

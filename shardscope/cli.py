@@ -215,9 +215,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         )
     choices = {item.name: getattr(arguments, item.name) for item in fields(SamplingConfig)}
     config = SamplingConfig(**{**choices, "stop": tuple(choices["stop"])})
-    from shardscope.device import pick_device
-
-    model = load(checkpoint[0] if checkpoint else None, device=pick_device(arguments.device))
+    model = load(checkpoint[0] if checkpoint else None, device=arguments.device)
     print(prompt, end="", flush=True)
     for event in stream(model, prompt, config):
         print(event.text, end="", flush=True)

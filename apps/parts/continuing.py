@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from time import monotonic
 
 import streamlit as st
-import torch
 
 from apps.parts import address
 from apps.parts.checkpoints import Opened
@@ -76,8 +75,8 @@ def continue_without(
     opened: Opened, ids: tuple[int, ...], config: SamplingConfig, heads: Sequence[tuple[int, int]], mode: Mode
 ) -> Generation:
     """The continuation with some heads switched off: same prompt, same seed."""
-    with opened.lock, ablated(opened.model, heads, mode, reference=torch.tensor(ids)):
-        return generate(opened.model, [ids], config)[0]
+    with opened.lock, ablated(opened.model, heads, mode, reference=ids):
+        return generate(opened.model, ids, config)
 
 
 def _next(events: Iterator[TokenEvent], opened: Opened) -> TokenEvent | None:

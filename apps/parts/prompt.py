@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import streamlit as st
-import torch
 
 from apps.parts import address
 from apps.parts.checkpoints import Opened, pick_checkpoint
 from apps.parts.continuing import Continuation, continue_prompts, sampling_controls
 from apps.parts.text import sentence, visible
 from shardscope.generation import SamplingConfig
-from shardscope.microscope import MicroscopeError, check_prompt
+from shardscope.model import PromptError
+from shardscope.model.prompts import token_rows
 from shardscope.tokenizer import Tokenizer
 
 
@@ -61,8 +61,8 @@ def ask() -> Asked | None:
         return None
     ids = tuple(tokenizer.encode(prompt, bos=True))
     try:
-        check_prompt(opened.model, torch.tensor(ids))
-    except MicroscopeError as error:
+        token_rows(opened.model, ids)
+    except PromptError as error:
         st.error(sentence(error))
         address.publish()
         return None

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from shardscope.checkpoint import load, resolve_checkpoint
 from shardscope.config import ConfigError
-from shardscope.generation import Generation, Packed, SamplingConfig, Score, generate, score
+from shardscope.generation import ContinuationScore, Generation, Packed, SamplingConfig, generate, score_groups
 from shardscope.model import Shard
 from shardscope.processes import ProcessError, Processes
 from shardscope.tokenizer import END_OF_TEXT, Tokenizer
@@ -210,19 +210,21 @@ class ShardLM(TemplateLM):
             self.cache_hook.add_partial("loglikelihood_rolling", requests[index].args, totals[index])
         return totals
 
-    def _summed(self, requests: Sequence[Sequence[Pair]], disable_tqdm: bool) -> Iterator[tuple[int, Score]]:
+    def _summed(
+        self, requests: Sequence[Sequence[Pair]], disable_tqdm: bool
+    ) -> Iterator[tuple[int, ContinuationScore]]:
         """(number of a request, the sum of its windows' scores), as the last of them is known, in any order."""
         owner = [index for index, windows in enumerate(requests) for _ in windows]
         pairs = [window for windows in requests for window in windows]
-        sums, left = [Score(0.0, True)] * len(requests), Counter(owner)
+        sums, left = [ContinuationScore(0.0, True)] * len(requests), Counter(owner)
         for window, answer in self._scored(pairs, disable_tqdm):
             index = owner[window]
-            sums[index] = Score(sums[index].logprob + answer.logprob, sums[index].greedy and answer.greedy)
+            sums[index] = ContinuationScore(sums[index].logprob + answer.logprob, sums[index].greedy and answer.greedy)
             left[index] -= 1
             if not left[index]:
                 yield index, sums[index]
 
-    def _scored(self, pairs: Sequence[Pair], disable_tqdm: bool) -> Iterator[tuple[int, Score]]:
+    def _scored(self, pairs: Sequence[Pair], disable_tqdm: bool) -> Iterator[tuple[int, ContinuationScore]]:
         """(number of a pair of context and continuation, its score) of all pairs, batch by batch, in any order."""
         alone: list[Group] = []
         together: dict[tuple[int, ...], Group] = {}
@@ -236,9 +238,9 @@ class ShardLM(TemplateLM):
         # Contexts of nearly the same length go together; the longest first, so that memory runs out at once or never.
         groups.sort(key=lambda group: (-len(group.context), group.context))
 
-        def scores(batch: list[Group]) -> list[tuple[int, Score]]:
+        def scores(batch: list[Group]) -> list[tuple[int, ContinuationScore]]:
             asked = [(group.context, [pairs[index][1] for index in group.own]) for group in batch]
-            found = score(self.model, asked, self.packed)
+            found = score_groups(self.model, asked, self.packed)
             return [pair for group, own in zip(batch, found, strict=True) for pair in zip(group.own, own, strict=True)]
 
         bar = tqdm(total=len(pairs), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")

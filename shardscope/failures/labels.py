@@ -12,7 +12,7 @@ from shardscope.failures.answers import Found, find_number_echo, find_text_echo,
 from shardscope.failures.breakdown import find_breakdown
 from shardscope.failures.loops import Loop, find_counter, find_episodes, find_loop, suspect_loop
 from shardscope.failures.prompts import Domain
-from shardscope.generation import StopReason
+from shardscope.generation import Generation, StopReason
 from shardscope.tokenizer import Tokenizer
 
 Failure = Literal["early_eos", "symbol_breakdown", "loop", "answer_echo", "digit_hallucination"]
@@ -71,24 +71,29 @@ class Labels:
 
 
 def label(
-    prompt: str,
-    text: str,
-    ids: Sequence[int],
-    stop_reason: StopReason,
-    max_new_tokens: int,
+    prompt: str | Generation,
+    text: str = "",
+    ids: Sequence[int] = (),
+    stop_reason: StopReason = "length",
+    max_new_tokens: int = 0,
     domain: Domain | None = None,
     gold: str | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Labels:
     """Every failure that needs no model to see: loops, breakdowns, echoes, stray numbers, early ends.
 
-    `ids` are the output's tokens and `text` what they say. `domain` math switches on the checks of numbers; code
+    One `Generation` stands for the first five and the tokenizer. `ids` are the output's tokens, `text` what they say.
+    `domain` math switches on the checks of numbers; code
     relaxes those of symbols, and counters (loops in which a number changes) are only suspected there. `gold` is the
     right answer. Without `tokenizer` the text counts as spread evenly over the tokens: spans are then approximate, and
     counters are not looked for.
 
     How often each of them fires on text that people wrote: docs/failures.md, measured by `shardscope bench failures`.
     """
+    if isinstance(prompt, Generation):
+        text, ids, stop_reason, max_new_tokens = prompt.text, prompt.ids, prompt.stop_reason, len(prompt.ids)
+        tokenizer = tokenizer or prompt.tokenizer
+        prompt = prompt.prompt
     pieces = _even_pieces(text, len(ids)) if tokenizer is None else token_pieces(ids, tokenizer)
     counter = find_counter(ids, pieces) if tokenizer is not None else None
     # People's code counts, too: in tables, in lines of tests.

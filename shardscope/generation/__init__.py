@@ -3,18 +3,19 @@
 from shardscope.generation.engine import Generation, GenerationError, StopReason, TokenEvent, generate, stream
 from shardscope.generation.forward import Decoder, Packed
 from shardscope.generation.sampling import SamplingConfig
-from shardscope.generation.scoring import Score, score
+from shardscope.generation.scoring import ContinuationScore, score, score_groups
 
 __all__ = [
+    "ContinuationScore",
     "Decoder",
     "Generation",
     "GenerationError",
     "Packed",
     "SamplingConfig",
-    "Score",
     "StopReason",
     "TokenEvent",
     "generate",
     "score",
+    "score_groups",
     "stream",
 ]

@@ -1,34 +1,35 @@
 """Generation: prompts of any lengths in one batch, as a stream of tokens or as finished texts.
 
-generate(model, ["Once upon a time"])[0].text
+generate(model, "Once upon a time", max_new_tokens=40).text
 for event in stream(model, ["Once upon a time"], SamplingConfig(temperature=0.7, top_p=0.9)): ...
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal, overload
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from shardscope.config import ConfigError
+from shardscope.config import ConfigError, suggest
 from shardscope.generation.forward import Decoder, Packed, is_watched
 from shardscope.generation.graphs import STEPS, greedy_steps
 from shardscope.generation.lookup import MOST, Guesser
 from shardscope.generation.sampling import Sampler, SamplingConfig
 from shardscope.generation.text import TextStream
-from shardscope.model import Shard
+from shardscope.model import Prompt, Prompts, Shard
+from shardscope.model.prompts import is_one, token_rows
+from shardscope.tokenizer import Tokenizer
 
 StopReason = Literal["eos", "length", "stop", "context"]
-Prompt = str | Sequence[int]
 
 
 class GenerationError(ConfigError):
-    """A prompt that cannot be continued; the message says which and why."""
+    """Generation as it was asked for is not possible; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,12 @@ class Generation:
     logprobs: tuple[float, ...]
     stop_reason: StopReason
     seed: int
+    tokenizer: Tokenizer | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def tokens(self) -> Int[Tensor, "1 pos"]:
+        """Prompt and continuation, as a model reads them."""
+        return torch.tensor([[*self.prompt_ids, *self.ids]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,37 +73,62 @@ class TokenEvent:
     stop_reason: StopReason | None = None
 
 
+@overload
+def generate(  # type: ignore[overload-overlap]
+    model: Shard, prompts: str | Sequence[int], config: SamplingConfig | None = None, **choices: Any
+) -> Generation: ...
+@overload
+def generate(
+    model: Shard, prompts: Sequence[Prompt], config: SamplingConfig | None = None, **choices: Any
+) -> list[Generation]: ...
+@overload
+def generate(
+    model: Shard, prompts: Prompts, config: SamplingConfig | None = None, **choices: Any
+) -> Generation | list[Generation]: ...
 def generate(
     model: Shard,
-    prompts: str | Sequence[Prompt],
+    prompts: Prompts,
     config: SamplingConfig | None = None,
     *,
     seeds: Sequence[int] | None = None,
     packed: Packed | None = None,
-) -> list[Generation]:
-    """Continue every prompt (a text, or token ids) and return when all have ended; one `Generation` for each.
+    **choices: Any,
+) -> Generation | list[Generation]:
+    """Continue one prompt, or each of several, until all have ended: one `Generation`, or a list of them.
 
-    `seeds` gives each sequence its own seed (default: config.seed, config.seed + 1, …). A sequence's sample does not
-    depend on its batch. `packed` are the model's weights, packed before, for many calls in a row. Raises
-    GenerationError for a prompt that is empty, too long, or a text without a tokenizer.
+    A tensor of one row is one prompt, of several rows several. `choices` are fields of SamplingConfig, as in
+    `max_new_tokens=40`; they go before `config`. `seeds` gives each sequence its own seed (default: config.seed,
+    config.seed + 1, …). A sequence's sample does not depend on its batch. `packed` are the model's weights, packed
+    before, for many calls in a row. Raises PromptError for a prompt that this model cannot read, GenerationError for
+    stop texts without a tokenizer.
     """
-    config = config or SamplingConfig()
+    config = _config(config, choices)
     sequences = _sequences(model, prompts, config, seeds)
     for _ in _run(model, sequences, config, packed):
         pass
-    return [sequence.result() for sequence in sequences]
+    done = [sequence.result() for sequence in sequences]
+    return done[0] if is_one(prompts) else done
 
 
 def stream(
     model: Shard,
-    prompts: str | Sequence[Prompt],
+    prompts: Prompts,
     config: SamplingConfig | None = None,
     *,
     seeds: Sequence[int] | None = None,
+    **choices: Any,
 ) -> Iterator[TokenEvent]:
     """As `generate`, but token by token. Prompts are checked at once, the model runs as the events are taken."""
-    config = config or SamplingConfig()
+    config = _config(config, choices)
     return _run(model, _sequences(model, prompts, config, seeds), config)
+
+
+def _config(config: SamplingConfig | None, choices: dict[str, Any]) -> SamplingConfig:
+    unknown = sorted(choices.keys() - {item.name for item in fields(SamplingConfig)})
+    if unknown:
+        known = [item.name for item in fields(SamplingConfig)]
+        raise GenerationError(f"there is no choice {unknown[0]!r} of sampling{suggest(unknown[0], known)}")
+    return replace(config or SamplingConfig(), **choices)
 
 
 @dataclass
@@ -109,6 +141,7 @@ class _Sequence:
     config: SamplingConfig
     eos_id: int | None
     text: TextStream
+    tokenizer: Tokenizer | None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     stop_reason: StopReason | None = None
@@ -144,42 +177,33 @@ class _Sequence:
             logprobs=tuple(self.logprobs),
             stop_reason=self.stop_reason,
             seed=self.seed,
+            tokenizer=self.tokenizer,
         )
 
 
-def _sequences(
-    model: Shard, prompts: str | Sequence[Prompt], config: SamplingConfig, seeds: Sequence[int] | None
-) -> list[_Sequence]:
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+def _sequences(model: Shard, prompts: Prompts, config: SamplingConfig, seeds: Sequence[int] | None) -> list[_Sequence]:
+    rows = token_rows(model, prompts)
     if seeds is None:
-        seeds = range(config.seed, config.seed + len(prompts))
-    if len(seeds) != len(prompts):
-        raise GenerationError(f"{len(seeds)} seeds for {len(prompts)} prompts; give each prompt its own")
+        seeds = range(config.seed, config.seed + len(rows))
+    if len(seeds) != len(rows):
+        raise GenerationError(f"{len(seeds)} seeds for {len(rows)} prompts; give each prompt its own")
     if config.stop and model.tokenizer is None:
         raise GenerationError("stop texts need a tokenizer, and this model has none; set model.tokenizer")
-    return [_sequence(model, row, prompt, config, seeds[row]) for row, prompt in enumerate(prompts)]
+    given = [prompts] if is_one(prompts) else prompts
+    return [
+        _sequence(model, row, prompt, ids, config, seed)
+        for row, (prompt, ids, seed) in enumerate(zip(given, rows, seeds, strict=True))
+    ]
 
 
-def _sequence(model: Shard, row: int, prompt: Prompt, config: SamplingConfig, seed: int) -> _Sequence:
-    tokenizer, n_ctx = model.tokenizer, model.config.n_ctx
-    if not isinstance(prompt, str):
-        ids = list(prompt)
-    elif tokenizer is None:
-        raise GenerationError(f"prompt {row} is a text, but the model has no tokenizer; pass token ids")
-    else:
-        ids = tokenizer.encode(prompt, bos=True)
-    if not ids:
-        raise GenerationError(f"prompt {row} holds no token; begin with at least one")
-    if not all(0 <= id < model.config.vocab_size for id in ids):
-        raise GenerationError(f"prompt {row} holds ids outside the vocabulary of {model.config.vocab_size}")
-    if len(ids) > n_ctx:
-        raise GenerationError(f"prompt {row} has {len(ids)} tokens, the context holds {n_ctx}; shorten it")
+def _sequence(model: Shard, row: int, prompt: Prompt, ids: list[int], config: SamplingConfig, seed: int) -> _Sequence:
+    tokenizer, room = model.tokenizer, model.config.n_ctx - len(ids)
     text = prompt if isinstance(prompt, str) else ""
     if not isinstance(prompt, str) and tokenizer is not None:
         # A vocabulary that was padded has ids that stand for no text.
         text = tokenizer.decode([id for id in ids if id < tokenizer.vocab_size])
     eos_id = tokenizer.eos_id if tokenizer is not None and config.stop_at_eos else None
-    return _Sequence(row, text, ids, seed, n_ctx - len(ids), config, eos_id, TextStream(tokenizer, config.stop))
+    return _Sequence(row, text, ids, seed, room, config, eos_id, TextStream(tokenizer, config.stop), tokenizer)
 
 
 def _run(

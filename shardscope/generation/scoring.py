@@ -7,33 +7,62 @@ its own rest, then its cache is copied for each of its continuations. Nothing is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from shardscope.generation.forward import UNSPLIT, Decoder, Packed
-from shardscope.model import Shard
+from shardscope.model import Prompt, PromptError, Prompts, Shard
+from shardscope.model.prompts import is_one, token_rows
 
 Ids = Sequence[int]
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB of float32
 
 
-class Score(NamedTuple):
+class ContinuationScore(NamedTuple):
     """`logprob`: ln p(continuation | context), in nats. `greedy`: every token was the likeliest one."""
 
     logprob: float
     greedy: bool
 
 
-@torch.inference_mode()
-def score(model: Shard, groups: Sequence[tuple[Ids, Sequence[Ids]]], packed: Packed | None = None) -> list[list[Score]]:
-    """For each context and its continuations (token ids, none empty) a `Score` for each continuation.
+@overload
+def score(model: Shard, context: Prompt, continuations: str | Sequence[int]) -> float: ...  # type: ignore[overload-overlap]
+@overload
+def score(model: Shard, context: Prompt, continuations: Sequence[Prompt]) -> list[float]: ...
+def score(model: Shard, context: Prompt, continuations: Prompts) -> float | list[float]:
+    """ln p(continuation | context) in nats, of one continuation or of each of several.
 
-    Context and continuation together fit the model's context, the last token not counted: it is never read. `packed`
-    are the model's weights, packed before.
+    A context's text begins with `<|endoftext|>`; a continuation's is tokenized by itself, so it usually begins with a
+    space. Together they fit the model's context, the last token not counted: it is never read. Raises PromptError.
+    """
+    if not is_one(context):
+        raise PromptError("several contexts came, and each continuation follows one; call score once for each")
+    [ids] = token_rows(model, context, what="context")
+    rows = token_rows(model, continuations, prepend_bos=False, what="continuation")
+    room = model.config.n_ctx + 1 - len(ids)
+    for number, row in enumerate(rows):
+        if len(row) > room:
+            raise PromptError(
+                f"continuation {number} has {len(row)} tokens, and after a context of {len(ids)} this model's "
+                f"{model.config.n_ctx} hold {room}; shorten one of them"
+            )
+    [found] = score_groups(model, [(ids, rows)])
+    logprobs = [continuation.logprob for continuation in found]
+    return logprobs[0] if is_one(continuations) else logprobs
+
+
+@torch.inference_mode()
+def score_groups(
+    model: Shard, groups: Sequence[tuple[Ids, Sequence[Ids]]], packed: Packed | None = None
+) -> list[list[ContinuationScore]]:
+    """For each of many contexts and its continuations (token ids, none empty) the score of every continuation.
+
+    Context and continuation together fit the model's context, as for `score`; nothing is checked here. `packed` are
+    the model's weights, packed before.
     """
     contexts = [list(context) for context, _ in groups]
     targets = [list(continuation) for _, continuations in groups for continuation in continuations]
@@ -80,9 +109,9 @@ class _Sums:
         self.logprob.index_add_(0, row, logprob.double())
         self.misses.index_add_(0, row, (logits.argmax(dim=-1) != token).long())
 
-    def scores(self) -> list[Score]:
+    def scores(self) -> list[ContinuationScore]:
         pairs = zip(self.logprob.tolist(), self.misses.tolist(), strict=True)
-        return [Score(logprob, misses == 0) for logprob, misses in pairs]
+        return [ContinuationScore(logprob, misses == 0) for logprob, misses in pairs]
 
 
 def _shared_prefix(contexts: Sequence[list[int]], worth: int) -> int:

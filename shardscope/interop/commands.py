@@ -60,7 +60,7 @@ def verify_command(checkpoint: str | Path | None) -> int:
     """Print the parity certificate; 0 if the homes agree, else 1."""
     from shardscope.interop.parity import verify
 
-    certificate = verify(load(checkpoint))
+    certificate = verify(load(checkpoint, device="cpu"))
     print("\n".join(certificate.lines()))
     return 0 if certificate.passed else 1
 

@@ -60,7 +60,7 @@ def export_pretrained(
         raise HomeError(f"{folder} exists and is not empty; name a new folder")
     if dtype not in DTYPES:
         raise HomeError(f"dtype={dtype!r} cannot be exported; use one of {', '.join(DTYPES)}")
-    shard = model if isinstance(model, Shard) else load(model)
+    shard = model if isinstance(model, Shard) else load(model, device="cpu")
     config = vaultgemma_config(shard.config, dtype, _special_id(shard))
     weights, note = to_vaultgemma(shard, DTYPES[dtype]), ""
     if torch.finfo(DTYPES[dtype]).eps > torch.finfo(shard.embed.W_E.dtype).eps:

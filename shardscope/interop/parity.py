@@ -185,7 +185,7 @@ def _prompts(shard: Shard, seed: int) -> dict[str, Tokens]:
 
 def _in_dtype(model: Shard | str | Path | None, dtype: str) -> Shard:
     if not isinstance(model, Shard):
-        return load(model, dtype=DTYPES[dtype])
+        return load(model, device="cpu", dtype=DTYPES[dtype])
     copy = Shard(model.config, model.tokenizer).to(DTYPES[dtype])
     copy.load_state_dict(model.state_dict())
     return copy.eval()

@@ -1,6 +1,7 @@
 """The attention microscope: every layer of a long prompt, exact, without ever building a dense pattern.
 
-    reading = read(model, ids)                        # one pass: rotated queries and keys of every layer
+    reading = read(model, "a long text")              # one pass: rotated queries and keys of every layer
+    reading.head(1, 3)                                # one head's map; in a notebook, its picture
     reading.layer(1).pooled(head=3)              # the whole map in at most 512 × 512 cells
     reading.layer(1).tile(3, range(6000, 6100), range(40, 140))  # any rectangle, exact
     find_heads(head_scores(reading), by="induction")  # every head in numbers, the best first
@@ -9,6 +10,7 @@ Everything is rebuilt from queries and keys on demand, a block of queries at a t
 """
 
 from shardscope.microscope.ablation import AblationEffect, ablated, ablation_effect
+from shardscope.microscope.head_map import HeadMap
 from shardscope.microscope.heads import SCORES, THUMBNAIL_CELLS, HeadScores, find_heads, head_scores
 from shardscope.microscope.logits import Attribution, LogitLens, Residuals, attribution, logit_lens, residuals
 from shardscope.microscope.reading import (
@@ -17,7 +19,6 @@ from shardscope.microscope.reading import (
     PooledBand,
     PooledMap,
     Reading,
-    check_prompt,
     read,
     read_layers,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "THUMBNAIL_CELLS",
     "AblationEffect",
     "Attribution",
+    "HeadMap",
     "HeadScores",
     "LayerReading",
     "LogitLens",
@@ -38,7 +40,6 @@ __all__ = [
     "ablated",
     "ablation_effect",
     "attribution",
-    "check_prompt",
     "find_heads",
     "head_scores",
     "logit_lens",

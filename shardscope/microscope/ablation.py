@@ -18,8 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shardscope.microscope.logits import LENS_ROWS, check_position
-from shardscope.microscope.reading import Ids, MicroscopeError, check_prompt
-from shardscope.model import HookPoint, Shard
+from shardscope.microscope.reading import MicroscopeError
+from shardscope.model import HookPoint, Prompt, Shard
+from shardscope.model.prompts import one_prompt
 
 Mode = Literal["zero", "mean"]
 Heads = Sequence[tuple[int, int]]
@@ -45,11 +46,11 @@ class AblationEffect:
 
 
 @contextmanager
-def ablated(model: Shard, heads: Heads, mode: Mode = "zero", *, reference: Ids | None = None) -> Iterator[Shard]:
+def ablated(model: Shard, heads: Heads, mode: Mode = "zero", *, reference: Prompt | None = None) -> Iterator[Shard]:
     """Within this context the heads, given as (layer, head), write nothing ("zero"), or always their mean ("mean").
 
     The mean is over the positions of `reference`, read once without ablation. Generation goes through the same hooks,
-    so `generate(model, …)` inside continues without the heads. Raises MicroscopeError.
+    so `generate(model, …)` inside continues without the heads. Raises MicroscopeError, or PromptError for `reference`.
     """
     by_layer = check_heads(model, heads)
     if mode not in get_args(Mode):
@@ -72,17 +73,20 @@ def ablated(model: Shard, heads: Heads, mode: Mode = "zero", *, reference: Ids |
 @torch.no_grad()
 def ablation_effect(
     model: Shard,
-    ids: Ids,
+    prompt: Prompt,
     heads: Heads,
     mode: Mode = "zero",
     *,
     position: int = -1,
     top: int = 10,
-    reference: Int[Tensor, "reference"] | None = None,
+    reference: Prompt | None = None,
 ) -> AblationEffect:
-    """What the predictions lose with the heads; a mean is over `reference` (None: `ids`). Raises MicroscopeError."""
-    check_prompt(model, ids)
-    place, ids = check_position(ids, position), ids.to(model.device)
+    """What the predictions lose with the heads; a mean is over `reference` (None: the prompt).
+
+    Raises PromptError, or MicroscopeError for a head or a position that is not there.
+    """
+    ids = one_prompt(model, prompt)
+    place = check_position(ids, position)
     if not 1 <= top <= model.config.vocab_size:
         raise MicroscopeError(f"top={top} tokens cannot be shown; use 1 to {model.config.vocab_size}")
     whole = model.hidden(ids[None])[0]
@@ -129,14 +133,14 @@ def check_heads(model: Shard, heads: Heads) -> dict[int, list[int]]:
 
 
 @torch.no_grad()
-def _means(model: Shard, by_layer: dict[int, list[int]], reference: Ids) -> dict[int, Tensor]:
+def _means(model: Shard, by_layer: dict[int, list[int]], reference: Prompt) -> dict[int, Tensor]:
     """For each layer the mean output [head d_head] of the heads that are switched off."""
-    check_prompt(model, reference)
+    ids = one_prompt(model, reference)
     means: dict[int, Tensor] = {}
 
     def average(z: Tensor, /, *, hook: HookPoint) -> None:
         means[hook.layer()] = z[0, :, by_layer[hook.layer()]].float().mean(dim=0)
 
     with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_z", average) for layer in by_layer]):
-        model.residual(reference[None].to(model.device), stop_at_layer=max(by_layer) + 1)
+        model.residual(ids[None], stop_at_layer=max(by_layer) + 1)
     return means

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from shardscope.generation.forward import blocks_of
 from shardscope.microscope.forward import through
-from shardscope.microscope.reading import Ids, MicroscopeError, check_prompt, check_tokens
-from shardscope.model import HookPoint, Shard
+from shardscope.microscope.reading import Ids, MicroscopeError
+from shardscope.model import HookPoint, Prompt, Shard
+from shardscope.model.prompts import check_ids, one_prompt
 
 LENS_ROWS = 512  # positions unembedded at once: 512 × 8192 logits are 16 MiB
 
@@ -95,10 +96,12 @@ class Residuals:
 
 
 @torch.no_grad()
-def residuals(model: Shard, ids: Ids, positions: Sequence[int] | None = None) -> Residuals:
-    """One pass over a prompt that keeps the residual stream at `positions` (None: all). Raises MicroscopeError."""
-    check_prompt(model, ids)
-    ids = ids.to(model.device)
+def residuals(model: Shard, prompt: Prompt, positions: Sequence[int] | None = None) -> Residuals:
+    """One pass over a prompt that keeps the residual stream at `positions` (None: all).
+
+    Raises PromptError, or MicroscopeError for a position that the prompt lacks.
+    """
+    ids = one_prompt(model, prompt)
     places = list(range(len(ids))) if positions is None else [check_position(ids, place) for place in positions]
     index = torch.tensor(places, dtype=torch.long, device=model.device)
     kept: list[Tensor] = []
@@ -114,24 +117,30 @@ def residuals(model: Shard, ids: Ids, positions: Sequence[int] | None = None) ->
     return Residuals(model, ids, tuple(places), torch.stack(kept))
 
 
-def logit_lens(model: Shard, ids: Ids, positions: Sequence[int] | None = None, top: int = 5) -> LogitLens:
-    """Read every layer at `positions` (None: all) as the last layer is read. Raises MicroscopeError."""
-    return residuals(model, ids, positions).lens(top=top)
+def logit_lens(model: Shard, prompt: Prompt, positions: Sequence[int] | None = None, top: int = 5) -> LogitLens:
+    """Read every layer at `positions` (None: all) as the last layer is read. Raises as `residuals` does."""
+    return residuals(model, prompt, positions).lens(top=top)
 
 
 @torch.no_grad()
 def attribution(
-    model: Shard, ids: Ids, position: int = -1, token: int | None = None, against: int | None = None
+    model: Shard,
+    prompt: Prompt,
+    position: int = -1,
+    token: int | str | None = None,
+    against: int | str | None = None,
 ) -> Attribution:
     """Who wrote the logit of `token` (None: the likeliest) as the one after `position`; -1 is the last position.
 
-    With `against` the logit difference of the two: why this token, not that one. Raises MicroscopeError.
+    With `against` the logit difference of the two: why this token, not that one. Either may be a text of one token.
+    Raises PromptError, or MicroscopeError for a position that the prompt lacks.
     """
-    check_prompt(model, ids)
+    ids = one_prompt(model, prompt)
     position = check_position(ids, position)
-    for chosen in (token, against):
-        if chosen is not None:
-            check_tokens(model, torch.tensor([chosen]))
+    token, against = (
+        model.to_single_token(chosen) if isinstance(chosen, str) else chosen for chosen in (token, against)
+    )
+    check_ids(model, [chosen for chosen in (token, against) if chosen is not None])
     config = model.config
     held: dict[str, Tensor] = {}
 
@@ -142,7 +151,7 @@ def attribution(
     names += [f"blocks.{layer}.{part}" for layer in range(config.n_layers) for part in ("attn.hook_z", "hook_mlp_out")]
     # Nothing after the position can matter to it.
     with model.hooks(fwd_hooks=[(name, keep) for name in names]):
-        hidden = model.hidden(ids[None, : position + 1].to(model.device))
+        hidden = model.hidden(ids[None, : position + 1])
     if token is None:
         token = int(model.unembed(hidden[:, -1:])[0, 0].argmax())
     direction = model.embed.W_E[token].float()

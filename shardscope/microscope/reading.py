@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +22,11 @@ from torch.nn import functional as F
 from shardscope.config import ConfigError, LayerKind, ShardConfig
 from shardscope.generation.forward import blocks_of
 from shardscope.microscope.forward import through
-from shardscope.model import HookPoint, Shard
+from shardscope.model import HookPoint, Prompt, Shard
+from shardscope.model.prompts import one_prompt
+
+if TYPE_CHECKING:
+    from shardscope.microscope.head_map import HeadMap
 
 Ids = Int[Tensor, "pos"]
 HeadVectors = Float[Tensor, "pos head d_head"]
@@ -36,7 +41,7 @@ HIDDEN = -1e30
 
 
 class MicroscopeError(ConfigError):
-    """What cannot be looked at: a layer, head, token or score that is not there, a prompt that is empty or too long."""
+    """What cannot be looked at: a layer, head, token or score that is not there."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +264,11 @@ class LayerReading:
 
     # ------------------------------------------------------------------------------------------- checks
 
+    def check_head(self, head: int) -> None:
+        """Raises MicroscopeError when there is no such head."""
+        if not 0 <= head < self.n_heads:
+            raise MicroscopeError(f"there is no head {head}; layer {self.layer} has heads 0 to {self.n_heads - 1}")
+
     def _check(
         self,
         head: int,
@@ -269,8 +279,7 @@ class LayerReading:
         distances: range | None = None,
         max_cells: int = 1,
     ) -> None:
-        if not 0 <= head < self.n_heads:
-            raise MicroscopeError(f"there is no head {head}; layer {self.layer} has heads 0 to {self.n_heads - 1}")
+        self.check_head(head)
         for token in (query, key):
             if not 0 <= token < self.n_tokens:
                 raise MicroscopeError(f"there is no token {token}; this prompt has tokens 0 to {self.n_tokens - 1}")
@@ -300,31 +309,40 @@ class Reading:
             raise MicroscopeError(f"there is no layer {layer}; this model has layers 0 to {len(self.layers) - 1}")
         return self.layers[layer]
 
+    def head(self, layer: int, head: int) -> HeadMap:
+        """One head's map. Raises MicroscopeError when there is no such layer or head."""
+        from shardscope.microscope.head_map import HeadMap  # which draws what is read here
 
-def read(model: Shard, ids: Ids, *, progress: Progress | None = None) -> Reading:
+        chosen = self.layer(layer)
+        chosen.check_head(head)
+        return HeadMap(chosen, head)
+
+
+def read(model: Shard, prompt: Prompt, *, progress: Progress | None = None) -> Reading:
     """One pass over a prompt: the rotated queries and keys of every layer, in the model's dtype, on its device.
 
     Hooks on the model act, so a reading within `ablated(...)` shows the attention of the ablated model. `progress` is
-    called with the share that is done and a few words. Raises MicroscopeError for a prompt the model cannot read.
+    called with the share that is done and a few words. Raises PromptError for a prompt the model cannot read.
     """
+    ids = one_prompt(model, prompt)
     layers: list[LayerReading] = []
     for layer in read_layers(model, ids):
         layers.append(layer)
         if progress is not None:
             progress(len(layers) / model.config.n_layers, f"read layer {len(layers)} of {model.config.n_layers}")
-    return Reading(model.config, ids.to(model.device), layers)
+    return Reading(model.config, ids, layers)
 
 
-def read_layers(model: Shard, ids: Ids) -> Iterator[LayerReading]:
+def read_layers(model: Shard, prompt: Prompt) -> Iterator[LayerReading]:
     """The layers of `read`, each as soon as it is read; the next is computed when it is asked for."""
-    check_prompt(model, ids)
+    ids = one_prompt(model, prompt)
     held: list[Tensor] = []
 
     def keep(activation: Tensor, /, *, hook: HookPoint) -> None:
         held.append(activation[0])
 
     with torch.no_grad():
-        x = model.hook_embed(model.embed(ids.to(model.device)[None]))
+        x = model.hook_embed(model.embed(ids[None]))
     last = model.config.n_layers - 1
     for layer, (block, window) in enumerate(zip(blocks_of(model), model.config.windows, strict=True)):
         held.clear()
@@ -350,26 +368,6 @@ def usable_device(name: str) -> str:
     except (RuntimeError, AssertionError, ImportError):
         raise MicroscopeError(f"--device {name} cannot be used here; use {there}") from None
     return name
-
-
-def check_prompt(model: Shard, ids: Ids) -> None:
-    """Raises MicroscopeError unless the model can read these tokens."""
-    config = model.config
-    if len(ids) == 0:
-        raise MicroscopeError("the prompt is empty; write at least one character")
-    if len(ids) > config.n_ctx:
-        raise MicroscopeError(
-            f"the prompt has {len(ids)} tokens and this model's context holds {config.n_ctx}; "
-            f"shorten it by at least {len(ids) - config.n_ctx} tokens"
-        )
-    check_tokens(model, ids)
-
-
-def check_tokens(model: Shard, ids: Ids) -> None:
-    """Raises MicroscopeError for an id outside the vocabulary."""
-    wrong = ids[(ids < 0) | (ids >= model.config.vocab_size)]
-    if len(wrong):
-        raise MicroscopeError(f"token id {int(wrong[0])} is outside the vocabulary of {model.config.vocab_size}")
 
 
 def cell_sizes(n: int, cell: int) -> Float[np.ndarray, "cells"]:

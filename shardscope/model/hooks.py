@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+
+from shardscope.model.activation_cache import Cache, SliceInput, position_axis, sliced, with_axis
+
+if TYPE_CHECKING:
+    from shardscope.model.shard import Shard
 
 # Called as hook_fn(activation, hook=hook_point).
 HookFunction = Callable[..., Tensor | None]
@@ -40,13 +45,15 @@ class HookPoint(nn.Module):
         return activation
 
     def _run_hooks(self, activation: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and activation.requires_grad:
+            # A hook may write into what it is given, and the step before may need its own result for its gradient. It
+            # is also how a backward hook sees only the gradient that flows through this point.
+            activation = activation.clone()
         for hook in self.fwd_hooks:
             replacement = hook(activation, hook=self)
             if replacement is not None:
                 activation = replacement
-        if self.bwd_hooks and activation.requires_grad:
-            # A view, so that only the gradient that flows through this point is seen and replaced.
-            activation = activation.view_as(activation)
+        if activation.requires_grad:
             for hook in self.bwd_hooks:
                 activation.register_hook(lambda gradient, hook=hook: hook(gradient, hook=self))
         return activation
@@ -85,22 +92,6 @@ def _run_uncompiled() -> Callable[[HookPoint, Tensor], Tensor]:
     Made with the first hook and not at import: the compiler's machinery takes a second to load.
     """
     return torch.compiler.disable(HookPoint._run_hooks)
-
-
-class Cache(dict[str, Tensor]):
-    """Activations by hook name. `cache["pattern", 0]` is short for `cache["blocks.0.attn.hook_pattern"]`."""
-
-    def __getitem__(self, key: str | tuple[str, int]) -> Tensor:
-        if isinstance(key, str):
-            return super().__getitem__(key)
-        name, layer = key
-        if layer < 0:
-            layer += 1 + max(int(full.split(".")[1]) for full in self if full.startswith("blocks."))
-        for place in ("hook_", "attn.hook_", "mlp.hook_", ""):
-            full = f"blocks.{layer}.{place}{name}"
-            if full in self:
-                return super().__getitem__(full)
-        raise KeyError(f"no activation {name!r} of layer {layer} was cached; cached are {', '.join(self)}")
 
 
 class HookedModule(nn.Module):
@@ -155,21 +146,55 @@ class HookedModule(nn.Module):
             return self(*args, **kwargs)
 
     def run_with_cache(
-        self, *args: Any, names_filter: NamesFilter = None, stop_at_layer: int | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        names_filter: NamesFilter = None,
+        stop_at_layer: int | None = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        pos_slice: SliceInput = None,
+        device: str | torch.device | None = None,
+        **kwargs: Any,
     ) -> tuple[Any, Cache]:
-        """One call and the activations, detached, at the points that `names_filter` selects (None: all of them).
+        """One call and the activations at the points that `names_filter` selects (None: all of them), each a copy.
 
-        `stop_at_layer=n` runs blocks 0 … n-1 only and returns the residual stream before block n instead of
-        logits; negative values count from the end, as in TransformerLens.
+        The arguments are TransformerLens's. `stop_at_layer=n` runs blocks 0 … n-1 only and returns the residual stream
+        before block n; negative values count from the end. `remove_batch_dim` drops the batch axis of a batch of one
+        from the activations. `pos_slice` is what to take of the positions (of a pattern: of the queries). `incl_bwd`
+        calls `backward()` on the output, which must be a single number (`return_type="loss"`), and puts the gradients
+        beside the activations, as in `cache["blocks.0.hook_resid_pre_grad"]`. `device` is where to put the activations.
+        Raises ValueError where these do not fit together.
         """
-        cache = Cache()
+        if incl_bwd and stop_at_layer is not None:
+            raise ValueError("incl_bwd needs the loss, and stop_at_layer ends before it; leave one of them out")
+        if incl_bwd and not torch.is_grad_enabled():
+            raise ValueError("incl_bwd needs gradients, which are switched off here; leave torch.no_grad()")
+        cache = Cache(cast("Shard", self))
+        chosen = with_axis(pos_slice)
 
-        def keep(activation: Tensor, /, *, hook: HookPoint) -> None:
-            cache[hook.name] = activation.detach()
+        def keep(activation: Tensor, name: str) -> None:
+            axis = position_axis(name)
+            part = sliced(activation.detach(), chosen, axis)
+            # A copy, because what was seen may be part of something larger, and be written into later. Only scores and
+            # patterns, which are large, are made for those who watch and belong to nobody else but a gradient.
+            ours = axis < 0 and chosen is None and not torch.is_grad_enabled()
+            cache[name] = part.to(device, copy=not ours)
 
-        with self.hooks(fwd_hooks=[(point.name, keep) for point in self._select(names_filter)]):
+        def see(activation: Tensor, /, *, hook: HookPoint) -> None:
+            keep(activation, hook.name)
+
+        def see_gradient(gradient: Tensor, /, *, hook: HookPoint) -> None:
+            keep(gradient, f"{hook.name}_grad")
+
+        names = [point.name for point in self._select(names_filter)]
+        backwards = [(name, see_gradient) for name in names] if incl_bwd else []
+        with self.hooks(fwd_hooks=[(name, see) for name in names], bwd_hooks=backwards):
             output = self(*args, stop_at_layer=stop_at_layer, **kwargs)
-        return output, cache
+            if incl_bwd:
+                if not isinstance(output, Tensor) or output.numel() != 1:
+                    raise ValueError('incl_bwd calls backward() on a single number; pass return_type="loss", too')
+                output.backward()
+        return output, cache.remove_batch_dim() if remove_batch_dim else cache
 
     def _select(self, names_filter: NamesFilter) -> list[HookPoint]:
         if names_filter is None:

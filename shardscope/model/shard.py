@@ -9,7 +9,7 @@ Axes: batch, pos (query, key), d_model, head, d_head, d_mlp, vocab.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from einops import einsum, rearrange
@@ -22,6 +22,7 @@ from shardscope.model.attention import QKV, Starts, attention_scores, fused_atte
 from shardscope.model.hooks import HookedModule, HookPoint
 from shardscope.model.kernels.fp8 import fp8_mlp
 from shardscope.model.kernels.swiglu import swiglu
+from shardscope.model.prompts import Prompts, TextInterface, check_length, token_batch
 
 if TYPE_CHECKING:
     from shardscope.tokenizer import Tokenizer
@@ -31,6 +32,8 @@ STANDARD_INIT = InitConfig()
 Tokens = Int[Tensor, "batch pos"]
 Residual = Float[Tensor, "batch pos d_model"]
 Logits = Float[Tensor, "batch pos vocab"]
+Loss = Float[Tensor, ""] | Float[Tensor, "batch next"]
+ReturnType = Literal["logits", "loss", "both"]
 
 
 class RMSNorm(nn.Module):
@@ -209,10 +212,22 @@ class Embed(nn.Module):
         return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
-class Shard(HookedModule):
+def next_token_loss(logits: Logits, tokens: Tokens, lengths: list[int] | None = None, per_token: bool = False) -> Loss:
+    """Cross-entropy of each next token in nats, [batch pos-1] or their mean; what lies past `lengths` counts 0."""
+    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+    if lengths is None:
+        return losses if per_token else losses.mean()
+    there = (
+        torch.arange(1, tokens.shape[1], device=tokens.device) < torch.tensor(lengths, device=tokens.device)[:, None]
+    )
+    losses = losses.masked_fill(~there, 0)
+    return losses if per_token else losses.sum() / there.sum()
+
+
+class Shard(HookedModule, TextInterface):
     """The language model. Weights, hook names and their shapes are TransformerLens's.
 
-    `model(tokens)` gives capped logits [batch pos vocab]. `tokenizer` is set by `shardscope.load`.
+    `model(prompt)` gives capped logits [batch pos vocab]. `tokenizer` is set by `shardscope.load`.
     """
 
     blocks: list[Block]  # an nn.ModuleList, typed by what it holds
@@ -273,15 +288,32 @@ class Shard(HookedModule):
                 nn.init.ones_(module.w)
 
     def forward(
-        self, tokens: Tokens, document_start: Starts | None = None, stop_at_layer: int | None = None
-    ) -> Logits | Residual:
-        """Capped logits; with `stop_at_layer=n` the residual stream [batch pos d_model] before block n instead.
+        self,
+        prompt: Prompts,
+        document_start: Starts | None = None,
+        stop_at_layer: int | None = None,
+        *,
+        return_type: ReturnType | None = "logits",
+        loss_per_token: bool = False,
+        prepend_bos: bool = True,
+    ) -> Logits | Residual | Loss | tuple[Logits, Loss] | None:
+        """Capped logits of a text, of ids [pos] or [batch pos], or of several such prompts.
 
-        Raises ValueError when the sequence is longer than the context.
+        `return_type`, `loss_per_token` and `prepend_bos` are TransformerLens's: "loss" is the mean cross-entropy of the
+        next tokens in nats, or that of each [batch pos-1]; "both" is the pair. Shorter ones of several prompts are
+        filled up at their right, and their filling counts 0. With `stop_at_layer=n` the residual stream [batch pos
+        d_model] before block n is returned instead. Raises PromptError for what is no prompt of this model.
         """
+        if return_type not in ("logits", "loss", "both", None):
+            raise ValueError(f"return_type={return_type!r}: use 'logits', 'loss', 'both' or None")
+        tokens, lengths = token_batch(self, prompt, prepend_bos)
         if stop_at_layer is not None:
             return self.residual(tokens, document_start, stop_at_layer)
-        return self.unembed(self.hidden(tokens, document_start))
+        logits = self.unembed(self.hidden(tokens, document_start))
+        if return_type in ("logits", None):
+            return logits if return_type else None
+        loss = next_token_loss(logits, tokens, lengths, loss_per_token)
+        return loss if return_type == "loss" else (logits, loss)
 
     def hidden(self, tokens: Tokens, document_start: Starts | None = None) -> Residual:
         """The normalised residual stream after the last block: what `unembed` turns into logits."""
@@ -291,11 +323,7 @@ class Shard(HookedModule):
         self, tokens: Tokens, document_start: Starts | None = None, stop_at_layer: int | None = None
     ) -> Residual:
         """The residual stream after blocks 0 … stop_at_layer - 1 (None: after all of them; negative: from the end)."""
-        if tokens.shape[1] > self.config.n_ctx:
-            raise ValueError(
-                f"{tokens.shape[1]} tokens do not fit this model's context of {self.config.n_ctx}; "
-                "pass fewer, or a model with a larger n_ctx"
-            )
+        check_length(self, tokens.shape[1])
         if stop_at_layer is not None and abs(stop_at_layer) > self.config.n_layers:
             raise ValueError(f"stop_at_layer={stop_at_layer}: this model has layers 0 to {self.config.n_layers - 1}")
         x = self.hook_embed(self.embed(tokens))
@@ -309,8 +337,25 @@ class Shard(HookedModule):
         return self.config.logit_cap * torch.tanh(logits.float() / self.config.logit_cap)
 
     @property
+    def cfg(self) -> ShardConfig:
+        """`config`, as TransformerLens calls it."""
+        return self.config
+
+    @property
+    def W_E(self) -> Float[Tensor, "vocab d_model"]:
+        return self.embed.W_E
+
+    @property
     def W_U(self) -> Float[Tensor, "d_model vocab"]:
         return self.embed.W_E.T
+
+    def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Float[Tensor, "*tokens d_model"]:
+        """What the normalised stream is multiplied with to give the logit of each token, before the cap.
+
+        The final norm's weight is part of it, as in TransformerLens's compatibility mode. A text has to be one token.
+        """
+        ids = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
+        return self.embed.W_E[ids] * self.ln_final.w
 
     @property
     def device(self) -> torch.device:

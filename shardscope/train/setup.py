@@ -150,7 +150,7 @@ def _state(start: Path | None) -> TrainingState | None:
 
 
 def _from_checkpoint(start: Path) -> tuple[Shard, Tokenizer]:
-    model = load(start, dtype=torch.float32)
+    model = load(start, device="cpu", dtype=torch.float32)
     if model.tokenizer is None:
         raise ConfigError(f"{start}: holds no {TOKENIZER}; put the one it was trained with there")
     return model, model.tokenizer

@@ -70,7 +70,7 @@ def test_the_page_shows_the_tokens_that_the_engine_generates(
     app = start(monkeypatch, tiny_checkpoint, prompt="Once upon", tokens=7, seed=3, temperature=0.9, top_p=0.8)
     tiny_model.tokenizer = tiny_tokenizer
     config = SamplingConfig(max_new_tokens=7, temperature=0.9, top_p=0.8, seed=3)
-    expected = generate(tiny_model, "Once upon", config)[0].text
+    expected = generate(tiny_model, "Once upon", config).text
     assert app.code[0].value == visible(expected)
 
 
@@ -160,7 +160,7 @@ def test_a_checkpoint_without_a_tokenizer_is_one_sentence_on_the_page(
     ("prompt", "sentence"),
     [
         ("", "The prompt is empty; write something"),
-        ("x" * 400, "and this model's context holds 64; shorten it by at least"),
+        ("x" * 400, "do not fit this model's context of 64; pass at least"),
     ],
 )
 def test_an_impossible_prompt_is_one_sentence_on_the_page(
@@ -319,7 +319,7 @@ def test_a_hundred_thousand_tokens_are_one_sentence(monkeypatch: pytest.MonkeyPa
     app.text_area(key="prompt").set_value("ab " * 100_000)
     app.button[0].click().run()
     assert not app.exception
-    assert "this model\\'s context holds 64" in app.error[0].value
+    assert "this model\\'s context of 64" in app.error[0].value
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ def model(run: Path) -> Shard:
 
 @pytest.fixture(scope="module")
 def written(model: Shard) -> Generation:
-    return generate(model, PROMPT, SAMPLING)[0]
+    return generate(model, PROMPT, SAMPLING)
 
 
 @pytest.fixture(scope="module")
@@ -387,7 +387,7 @@ def test_markup_in_a_prompt_or_a_vocabulary_stays_text(page, address: str, model
     prompt = "<script>alert(1)</script><img src=x onerror=alert(2)> **b** :red[x]"
     for seed in range(200):
         config = SamplingConfig(max_new_tokens=24, temperature=2.0, seed=seed)
-        if MARKUP in generate(model, prompt, config)[0].text:
+        if MARKUP in generate(model, prompt, config).text:
             break
     for path in ("", "tokens"):
         opened(page, address, path, prompt=prompt, tokens=24, temperature=2.0, top_p=1.0, seed=seed)

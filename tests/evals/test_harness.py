@@ -26,7 +26,7 @@ from shardscope.evals import harness
 from shardscope.evals.arith import KINDS
 from shardscope.evals.harness import HarnessError, ShardLM
 from shardscope.evals.tasks import worked_gsm8k
-from shardscope.generation import score
+from shardscope.generation import score_groups
 from shardscope.tokenizer import Tokenizer
 
 Lm = ShardLM | HFLM
@@ -222,9 +222,9 @@ def test_choices_that_share_a_context_are_scored_in_one_call(ours: ShardLM, monk
 
     def counting(model: Any, groups: Any, packed: Any) -> Any:
         seen.append(len(groups))
-        return score(model, groups, packed)
+        return score_groups(model, groups, packed)
 
-    monkeypatch.setattr(harness, "score", counting)
+    monkeypatch.setattr(harness, "score_groups", counting)
     pairs = [(f"Question: {q}\nAnswer:", f" {letter} it is") for q, _ in QUESTIONS for letter in "ABCD"]
     ours.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)
     assert seen == [4]  # sixteen requests, four contexts
@@ -236,9 +236,9 @@ def sizes_of(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
     def counting(model: Any, groups: Any, packed: Any) -> Any:
         seen.append([len(continuations) for _, continuations in groups])
-        return score(model, groups, packed)
+        return score_groups(model, groups, packed)
 
-    monkeypatch.setattr(harness, "score", counting)
+    monkeypatch.setattr(harness, "score_groups", counting)
     return seen
 
 
@@ -275,16 +275,16 @@ def test_a_batch_that_does_not_fit_is_halved(ours: ShardLM, monkeypatch: pytest.
         def run(model: Any, groups: Any, packed: Any) -> Any:
             if sum(len(continuations) for _, continuations in groups) > most:
                 raise torch.OutOfMemoryError
-            return score(model, groups, packed)
+            return score_groups(model, groups, packed)
 
         return run
 
     assert any(len([p for p in PAIRS if p[0] == context]) > 1 for context, _ in PAIRS)  # some context is divided
 
-    monkeypatch.setattr(harness, "score", small_memory(1))
+    monkeypatch.setattr(harness, "score_groups", small_memory(1))
     found = ours.loglikelihood(requests, disable_tqdm=True)
     assert [v for v, _ in found] == pytest.approx([v for v, _ in expected], abs=1e-4)
-    monkeypatch.setattr(harness, "score", small_memory(0))
+    monkeypatch.setattr(harness, "score_groups", small_memory(0))
     with pytest.raises(HarnessError, match="memory runs out on a single request"):
         ours.loglikelihood(requests, disable_tqdm=True)
 
@@ -300,7 +300,7 @@ def test_an_interrupted_evaluation_goes_on_from_the_cache(
         "generate_until": [(q, {"until": ["."], "max_gen_toks": 5}) for q, _ in QUESTIONS],
     }[kind]
     expected = getattr(lm, kind)(asked(kind, arguments))
-    name = "generate" if kind == "generate_until" else "score"
+    name = "generate" if kind == "generate_until" else "score_groups"
     real, calls = getattr(harness, name), []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 
 from shardscope import Shard
 from shardscope.generation import Generation, GenerationError, SamplingConfig, generate, stream
+from shardscope.model import PromptError
 from shardscope.tokenizer import Tokenizer
 
 PROMPTS = ["Once upon a time", "The capital of France is", "2", "def fibonacci(n):\n    return"]
@@ -70,7 +71,7 @@ def test_a_sequence_does_not_depend_on_its_batch(talker: Shard, config: Sampling
     together = generate(talker, PROMPTS, config, seeds=[11, 12, 13, 14])
     backwards = generate(talker, PROMPTS[::-1], config, seeds=[14, 13, 12, 11])[::-1]
     for prompt, seed, one, other in zip(PROMPTS, (11, 12, 13, 14), together, backwards, strict=True):
-        alone = generate(talker, prompt, config, seeds=[seed])[0]
+        alone = generate(talker, prompt, config, seeds=[seed])
         assert one.ids == other.ids == alone.ids
         assert one.text == alone.text
         assert one.seed == alone.seed == seed
@@ -80,7 +81,7 @@ def test_seeds_are_counted_from_the_configs_and_differ(talker: Shard) -> None:
     generations = generate(talker, ["Once"] * 3, SAMPLED)
     assert [generation.seed for generation in generations] == [3, 4, 5]
     assert len({generation.ids for generation in generations}) == 3
-    assert generate(talker, "Once", SAMPLED, seeds=[4])[0].ids == generations[1].ids
+    assert generate(talker, "Once", SAMPLED, seeds=[4]).ids == generations[1].ids
 
 
 def test_a_batch_of_more_tokens_than_a_chunk_reads_long_and_short_prompts(talker: Shard) -> None:
@@ -104,7 +105,7 @@ def planted(model: Shard, ids: list[int]) -> None:
 def say(model: Shard, text: str, config: SamplingConfig, then: list[int] | None = None) -> Generation:
     assert model.tokenizer is not None
     planted(model, [*model.tokenizer.encode(text), *(then or [])])
-    return generate(model, "Once", config)[0]
+    return generate(model, "Once", config)
 
 
 def test_the_end_token_ends_a_text_and_is_not_part_of_it(talker: Shard) -> None:
@@ -120,7 +121,7 @@ def test_the_end_token_may_be_ignored(talker: Shard) -> None:
     eos = talker.tokenizer.eos_id
     config = SamplingConfig(max_new_tokens=3, stop_at_eos=False)
     planted(talker, [eos, eos, eos])
-    done = generate(talker, "Once", config)[0]
+    done = generate(talker, "Once", config)
     assert (done.ids, done.text, done.stop_reason) == ((eos,) * 3, "", "length")
 
 
@@ -190,7 +191,7 @@ def test_bytes_that_never_become_a_character_are_replaced_as_the_tokenizer_does(
     assert talker.tokenizer is not None
     ids = talker.tokenizer.encode("漢")[:2] + talker.tokenizer.encode("a🙂")[:-1]
     planted(talker, ids)
-    done = generate(talker, "Once", SamplingConfig(max_new_tokens=len(ids)))[0]
+    done = generate(talker, "Once", SamplingConfig(max_new_tokens=len(ids)))
     assert done.text == talker.tokenizer.decode(ids)
     assert "\ufffd" in done.text
 
@@ -201,20 +202,21 @@ def test_bytes_that_never_become_a_character_are_replaced_as_the_tokenizer_does(
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ([[]], "prompt 0 holds no token"),
-        ([[1], [300]], "prompt 1 holds ids outside the vocabulary of 300"),
-        ([[1] * 65], "prompt 0 has 65 tokens, the context holds 64"),
+        ([], "the prompt is empty: it holds no token"),
+        ([[]], "prompt 0: the prompt is empty"),
+        ([[1], [300]], "prompt 1: token id 300 is outside the vocabulary of 300; ids run from 0 to 299"),
+        ([[1] * 65], "prompt 0: 65 tokens do not fit this model's context of 64; pass at least 1 fewer"),
     ],
 )
 def test_a_prompt_that_cannot_be_continued_is_named(talker: Shard, prompts: list[list[int]], message: str) -> None:
-    with pytest.raises(GenerationError, match=message):
+    with pytest.raises(PromptError, match=message):
         generate(talker, prompts)
-    with pytest.raises(GenerationError, match=message):  # before the first event is asked for
+    with pytest.raises(PromptError, match=message):  # before the first event is asked for
         stream(talker, prompts)
 
 
 def test_texts_and_stop_texts_need_a_tokenizer(tiny_model: Shard) -> None:
-    with pytest.raises(GenerationError, match="prompt 0 is a text, but the model has no tokenizer"):
+    with pytest.raises(PromptError, match="text becomes ids through a tokenizer, and this model has none"):
         generate(tiny_model, "Once")
     with pytest.raises(GenerationError, match="stop texts need a tokenizer"):
         generate(tiny_model, [[1]], SamplingConfig(stop=(".",)))

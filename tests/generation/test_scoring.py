@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shardscope import Shard
-from shardscope.generation import Decoder, Packed, score
+from shardscope.generation import Decoder, Packed, score_groups
 from shardscope.generation.scoring import Ids
 
 
@@ -22,7 +22,7 @@ def by_hand(model: Shard, context: Ids, continuation: Ids) -> tuple[float, bool]
 
 
 def check(model: Shard, groups: list[tuple[Ids, list[Ids]]], packed: Packed | None = None) -> None:
-    for (context, continuations), scores in zip(groups, score(model, groups, packed), strict=True):
+    for (context, continuations), scores in zip(groups, score_groups(model, groups, packed), strict=True):
         for continuation, found in zip(continuations, scores, strict=True):
             logprob, greedy = by_hand(model, context, continuation)
             assert found.logprob == pytest.approx(logprob, abs=1e-4)
@@ -51,7 +51,7 @@ def test_what_the_model_would_have_said_is_greedy(tiny_model: Shard) -> None:
     with torch.no_grad():
         for _ in range(6):
             said.append(int(tiny_model(torch.tensor([[*context, *said]]))[0, -1].argmax()))
-    ((right, wrong),) = score(tiny_model, [(context, [said, [*said[:-1], (said[-1] + 1) % 300]])])
+    ((right, wrong),) = score_groups(tiny_model, [(context, [said, [*said[:-1], (said[-1] + 1) % 300]])])
     assert (right.greedy, wrong.greedy) == (True, False)
 
 
@@ -67,10 +67,10 @@ def test_a_context_is_computed_once_for_all_its_continuations(
 
     monkeypatch.setattr(Decoder, "hidden", counting)
     shared = ids(24, 1)
-    score(tiny_model, [([*shared, *ids(8, n)], [ids(4, k) for k in range(4)]) for n in (2, 3, 4)])
+    score_groups(tiny_model, [([*shared, *ids(8, n)], [ids(4, k) for k in range(4)]) for n in (2, 3, 4)])
     # The shared beginning once, three rests of 8, twelve continuations of 4 whose last token is never read.
     assert sum(seen) == 24 + 3 * 8 + 12 * 3
     # A beginning so short is read with every context: a call of its own would cost more than it saves.
     seen.clear()
-    score(tiny_model, [([*shared[:5], *ids(8, n)], [ids(4, k) for k in range(4)]) for n in (2, 3, 4)])
+    score_groups(tiny_model, [([*shared[:5], *ids(8, n)], [ids(4, k) for k in range(4)]) for n in (2, 3, 4)])
     assert sum(seen) == 3 * (5 + 8) + 12 * 3

@@ -18,6 +18,7 @@ from shardscope.microscope import MicroscopeError, PooledMap, head_scores, read
 from shardscope.microscope import export as room
 from shardscope.microscope.picture import HIDDEN_PIXEL, palette, pixels, png
 from shardscope.microscope.reading import usable_device
+from shardscope.model import PromptError
 from shardscope.tokenizer import Tokenizer
 
 NASTY = (
@@ -234,9 +235,12 @@ def test_a_prompt_that_cannot_be_exported_is_refused_in_one_sentence(model: Shar
         (lambda: room.read_prompt(binary), "binary.txt: cannot be read as UTF-8 text"),
         (lambda: room.read_prompt(tmp_path / "none.txt"), "none.txt: cannot be read"),
         (lambda: room.export(model, "", tmp_path / "out"), "the prompt is empty"),
-        (lambda: room.export(model, "word " * 100_000, tmp_path / "out"), "this model's context holds 512; shorten it"),
+        (
+            lambda: room.export(model, "word " * 100_000, tmp_path / "out"),
+            "tokens do not fit this model's context of 512",
+        ),
         (lambda: room.export(Shard(model.config), "text", tmp_path / "out"), "the checkpoint has no tokenizer"),
     ):
-        with pytest.raises(MicroscopeError, match=says):
+        with pytest.raises((MicroscopeError, PromptError), match=says):
             call()
     assert not (tmp_path / "out").exists()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from shardscope import Shard, ShardConfig
 from shardscope.interop import to_transformer_lens
 from shardscope.microscope import LayerReading, MicroscopeError, Reading, ablated, forward, read, read_layers
 from shardscope.microscope.reading import BLOCK_ROWS, MAX_TILE, cell_sizes
+from shardscope.model import PromptError
 
 IDS = torch.arange(50) * 7 % 300
 LONG = 700
@@ -261,8 +264,8 @@ def test_a_single_token_reads_itself(tiny_model: Shard) -> None:
 @pytest.mark.parametrize(
     ("ids", "says"),
     [
-        (IDS[:0], "the prompt is empty; write at least one character"),
-        (torch.zeros(65, dtype=torch.long), "65 tokens and this model's context holds 64; shorten it by at least 1 "),
+        (IDS[:0], "the prompt is empty: it holds no token"),
+        (torch.zeros(65, dtype=torch.long), "65 tokens do not fit this model's context of 64; pass at least 1 fewer"),
         (torch.tensor([5, 300]), "token id 300 is outside the vocabulary of 300"),
         (torch.tensor([-1]), "token id -1 is outside"),
     ],
@@ -270,7 +273,7 @@ def test_a_single_token_reads_itself(tiny_model: Shard) -> None:
 def test_a_prompt_that_cannot_be_read_is_refused_in_one_sentence(
     tiny_model: Shard, ids: torch.Tensor, says: str
 ) -> None:
-    with pytest.raises(MicroscopeError, match=says):
+    with pytest.raises(PromptError, match=says):
         read(tiny_model, ids)
 
 
@@ -312,3 +315,47 @@ def test_a_reading_knows_its_prompt(tiny_model: Shard, tiny_config: ShardConfig)
     assert isinstance(reading, Reading)
     assert (reading.n_tokens, reading.config, len(reading.layers)) == (50, tiny_config, 4)
     assert torch.equal(reading.ids, IDS)
+
+
+# ------------------------------------------------------------------------------------------------ one head
+
+
+def test_a_head_s_map_is_that_of_its_layer(tiny_model: Shard) -> None:
+    reading = read(tiny_model, IDS)
+    for layer, head in ((0, 3), (1, 0)):
+        found, whole = reading.head(layer, head), dense(reading.layer(layer), head)
+        np.testing.assert_allclose(found.tile(), whole, atol=1e-6)
+        np.testing.assert_allclose(found.tile(range(5, 20), range(9)), whole[5:20, :9], atol=1e-6)
+        np.testing.assert_allclose(found.row(7), whole[7], atol=1e-6)
+        np.testing.assert_allclose(found.column(3), whole[:, 3], atol=1e-6)
+        reach = 50 if layer else 8
+        by_distance = [[whole[q, q - d] if d <= q else 0 for d in range(reach)] for q in range(50)]
+        np.testing.assert_allclose(found.band(), by_distance, atol=1e-6)
+        np.testing.assert_array_equal(found.pooled(10).mean, reading.layer(layer).pooled(head, 10).mean)
+
+
+def test_a_head_shows_as_its_picture(tiny_model: Shard, tmp_path: Path) -> None:
+    """Pillow, which wrote none of it, reads the picture: bright where weight is, grey where nothing can be seen."""
+    image = pytest.importorskip("PIL.Image")
+    found = read(tiny_model, IDS).head(0, 2)
+    whole = found.tile()
+    with image.open(found.save(tmp_path / "head.png")) as opened:
+        drawn = np.array(opened.convert("RGB"))
+    assert drawn.shape[:2] == (300, 300)  # six pixels a token
+    drawn = drawn[::6, ::6].astype(int)
+    hidden = np.triu(np.ones((50, 50), bool), 1) | np.tril(np.ones((50, 50), bool), -8)
+    assert (drawn[hidden] == (200, 200, 200)).all()
+    seen = ~hidden & (whole > 0.002)
+    order = np.argsort(whole[seen])
+    assert (np.diff(drawn[..., 1][seen][order]) >= 0).all()  # viridis's green grows with the weight
+    html = found._repr_html_()
+    assert b64encode((tmp_path / "head.png").read_bytes()).decode() in html
+    assert "layer 0, head 2 (sliding, window 8): 50 tokens" in html
+
+
+def test_a_head_that_is_not_there_is_refused_in_one_sentence(tiny_model: Shard) -> None:
+    reading = read(tiny_model, IDS)
+    with pytest.raises(MicroscopeError, match="there is no head 4; layer 1 has heads 0 to 3"):
+        reading.head(1, 4)
+    with pytest.raises(MicroscopeError, match="there is no layer 9"):
+        reading.head(9, 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "shardscope"
-LEAVES = {"config", "device", "files", "processes", "tokenizer"}
+LEAVES = {"config", "device", "files", "processes", "progress", "resources", "tokenizer"}
 # Room: the rooms it may import from, besides itself.
 ARROWS = {
     "config": set(),
@@ -19,6 +19,8 @@ ARROWS = {
     "processes": {"config"},
     "tokenizer": {"config", "files", "tokenizer_checks"},
     "tokenizer_checks": set(),
+    "progress": set(),
+    "resources": set(),
     "model": {"config"},
     "checkpoint": LEAVES | {"model"},
     "data": LEAVES,

@@ -41,16 +41,20 @@ def start_folders() -> list[Path]:
 
 
 def find_checkpoints(folders: list[Path]) -> dict[str, Path]:
-    """Name to folder of every checkpoint below `folders`: the built-in one first, then the newest. Links that lead
+    """Name to folder of every checkpoint below `folders`: folder by folder, the newest of each first. Links that lead
     elsewhere are not followed."""
     found: dict[str, Path] = {}
-    for folder in folders:
+    place: dict[str, int] = {}
+    for number, folder in enumerate(folders):
         root = folder.resolve()
         for path in below(root, (WEIGHTS, CONFIG)):
+            if path in found.values():  # named by itself, too
+                continue
             inside = [part for part in path.relative_to(root).parts if part != "checkpoints"]
             name = "built-in" if root == BUILT_IN.resolve() else "/".join([root.name, *inside])
-            found[str(path) if name in found else name] = path
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "built-in", -weights_age(item[1]), item[0])))
+            name = str(path) if name in found else name
+            found[name], place[name] = path, number
+    return dict(sorted(found.items(), key=lambda item: (place[item[0]], -weights_age(item[1]), item[0])))
 
 
 def pick_checkpoint() -> Opened | None:

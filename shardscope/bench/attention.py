@@ -24,9 +24,10 @@ import numpy as np
 import torch
 
 from shardscope.config import PRESETS, ShardConfig
+from shardscope.device import pick_device
 from shardscope.files import write_json
 from shardscope.microscope.heads import head_scores
-from shardscope.microscope.reading import MicroscopeError, read, usable_device
+from shardscope.microscope.reading import MicroscopeError, read
 from shardscope.model import Shard
 
 COMPARED_ROWS = 32  # the last queries of one head of every layer are compared weight by weight
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.repeats < 1:
         raise MicroscopeError(f"--repeats {arguments.repeats} measures nothing; use at least 1")
 
-    usable_device(arguments.device)
+    pick_device(arguments.device)
 
     results: dict[str, Any] = {"machine": _machine(arguments.device)}
     rows: np.ndarray | None = None

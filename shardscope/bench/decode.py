@@ -25,6 +25,7 @@ from torch import Tensor
 
 from shardscope.checkpoint import load, save_checkpoint
 from shardscope.config import PRESETS, ConfigError, ShardConfig
+from shardscope.device import pick_device
 from shardscope.files import write_json
 from shardscope.generation.engine import generate
 from shardscope.generation.forward import Packed
@@ -81,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--new", nargs="+", type=int, default=[128], metavar="N", help="tokens to generate (default 128)"
     )
     parser.add_argument("--runs", type=int, default=5, help="measured runs of each (default 5)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
+    parser.add_argument("--device", default="auto", help="torch device (default auto)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: float32 on a CPU, else bfloat16")
     parser.add_argument("--out", metavar="FILE", help="where the JSON is written")
 
@@ -89,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON. Raises ConfigError for sizes that do not fit."""
     cases = _cases(arguments)
-    device = torch.device(arguments.device)
+    device = pick_device(arguments.device)
     dtype = DTYPES[arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")]
     with TemporaryDirectory() as scratch:
         checkpoint = arguments.checkpoint or random_checkpoint(PRESETS[arguments.model], Path(scratch) / "random")
@@ -153,7 +154,7 @@ def exported(checkpoint: str | Path, folder: Path, device: torch.device, dtype: 
     """The same weights in stock transformers, by way of the public command."""
     from transformers import AutoModelForCausalLM
 
-    command = [sys.executable, "-m", "shardscope.cli", "export", str(checkpoint), str(folder)]
+    command = [sys.executable, "-m", "shardscope.cli", "export", str(checkpoint), "--out", str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     peer: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return peer.to(device).eval()  # type: ignore[arg-type]

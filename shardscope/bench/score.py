@@ -24,8 +24,10 @@ import torch
 
 from shardscope.checkpoint import BUILT_IN, resolve_checkpoint, save_checkpoint
 from shardscope.config import PRESETS, ConfigError, ShardConfig
+from shardscope.device import pick_device
 from shardscope.files import write_json
 from shardscope.model import Shard
+from shardscope.resources import resource
 from shardscope.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
 
-SAMPLE = "evals/sample"
+SAMPLE = resource("evals") / "sample"
 ITEMS = Path("ai2_arc/ARC-Easy/test.jsonl")
 DTYPES = ("float32", "bfloat16")
 
@@ -54,12 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="PATH", help="default: random weights of --model")
     parser.add_argument("--model", default="shard-54m", choices=tuple(PRESETS), help="default shard-54m")
     parser.add_argument(
-        "--data", default=SAMPLE, metavar="DIR", help=f"folder that holds {ITEMS} (default {SAMPLE}: our own questions)"
+        "--data", default=str(SAMPLE), metavar="DIR", help=f"folder that holds {ITEMS} (default: our own questions)"
     )
     parser.add_argument("--questions", type=int, default=64, metavar="N", help="at most (default 64)")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 32], metavar="N", help="batch sizes (default 1 32)")
     parser.add_argument("--runs", type=int, default=3, help="measured runs of each (default 3)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
+    parser.add_argument("--device", default="auto", help="torch device (default auto)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else bfloat16")
     parser.add_argument("--out", metavar="FILE", help="where the JSON is written")
 
@@ -71,11 +73,11 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--{flag} {least} measures nothing; use at least 1")
     named = resolve_checkpoint(arguments.checkpoint) if arguments.checkpoint else None
     requests = arc_requests(Path(arguments.data), arguments.questions)
-    device = torch.device(arguments.device)
+    device = pick_device(arguments.device)
     dtype = arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     with TemporaryDirectory() as scratch:
         checkpoint = named or random_checkpoint(PRESETS[arguments.model], Path(scratch) / "random")
-        command = [sys.executable, "-m", "shardscope.cli", "export", str(checkpoint), f"{scratch}/exported"]
+        command = [sys.executable, "-m", "shardscope.cli", "export", str(checkpoint), "--out", f"{scratch}/exported"]
         exported = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if exported.returncode:
             raise ConfigError(exported.stderr.strip().removeprefix("error: "))

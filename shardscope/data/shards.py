@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from shardscope.config import DataConfig, Source
 from shardscope.data.archives import shown
@@ -35,6 +34,7 @@ from shardscope.data.files import DataError, Reading, log
 from shardscope.data.readers import Document
 from shardscope.data.split import holdout_threshold, side_hash
 from shardscope.files import is_partial, locked, read_json, whole_folder, write_json, write_text
+from shardscope.progress import progress_bar
 from shardscope.tokenizer import Tokenizer
 
 FORMAT = 2  # raise when the files or the cutting of documents change
@@ -168,7 +168,7 @@ def _make(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, 
 def _encoded(
     found: Iterable[Document], reading: Reading, tokenizer: Tokenizer, name: str, progress: bool
 ) -> Iterator[tuple[Document, NDArray[np.uint16]]]:
-    with tqdm(desc=f"tokenizing {name}", unit="B", unit_scale=True, disable=not progress) as bar:
+    with progress_bar(desc=f"tokenizing {name}", unit="B", unit_scale=True, disable=not progress) as bar:
         for batch in _batches(found):
             yield from zip(batch, tokenizer.encode_batch([document.text for document in batch]), strict=True)
             bar.total = reading.total

@@ -23,13 +23,13 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from torch import Tensor
-from tqdm import tqdm
 
 from shardscope.checkpoint import load, resolve_checkpoint
 from shardscope.config import ConfigError
 from shardscope.generation import ContinuationScore, Generation, Packed, SamplingConfig, generate, score_groups
 from shardscope.model import Shard
 from shardscope.processes import ProcessError, Processes
+from shardscope.progress import progress_bar
 from shardscope.tokenizer import END_OF_TEXT, Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -243,7 +243,9 @@ class ShardLM(TemplateLM):
             found = score_groups(self.model, asked, self.packed)
             return [pair for group, own in zip(batch, found, strict=True) for pair in zip(group.own, own, strict=True)]
 
-        bar = tqdm(total=len(pairs), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
+        bar = progress_bar(
+            total=len(pairs), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests"
+        )
         for batch in self._score_batches(groups, pairs):
             for answers in _halving(batch, scores, _divided):
                 bar.update(len(answers))
@@ -291,7 +293,9 @@ class ShardLM(TemplateLM):
         for index, request in enumerate(requests):
             by_choices.setdefault(repr(request.args[1]), []).append(index)
         texts, seeds = [""] * len(requests), self._seeds(requests)
-        bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running generate_until requests")
+        bar = progress_bar(
+            total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running generate_until requests"
+        )
         for indices in by_choices.values():
             config, until = self._sampling(requests[indices[0]].args[1])
             prompts = {index: self._prompt(requests[index].args[0], config.max_new_tokens) for index in indices}

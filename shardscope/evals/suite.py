@@ -1,7 +1,7 @@
-"""`shardscope eval`: the group `shard` on one checkpoint, as a table with earlier runs beside it.
+"""The group `shard` of tasks on one checkpoint, and a table of such results with earlier ones beside it.
 
-By default it runs offline on a small sample of questions of our own (`evals/sample`), which tells whether something
-works and which of two checkpoints is better, but is no benchmark; `--data` names a folder with the real test sets.
+`TASKS` is the folder of the tasks and `SAMPLE` a small one of questions of our own in it, which tells whether something
+works and which of two checkpoints is better, but is no benchmark.
 """
 
 from __future__ import annotations
@@ -13,53 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from shardscope.config import ConfigError
 from shardscope.files import read_json, write_json, write_text
+from shardscope.resources import resource
 
 if TYPE_CHECKING:
-    import argparse
-
     import pandas as pd
 
     from shardscope.evals.harness import ShardLM
 
-TASKS = Path("evals")
+TASKS = resource("evals")
 SAMPLE = TASKS / "sample"
 OUT = Path("runs/evals")
 
 Row = dict[str, Any]
 
 logger = logging.getLogger(__name__)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="default: the built-in model or newest run")
-    parser.add_argument(
-        "--tasks", default="shard", metavar="NAMES", help="tasks or groups, with commas (default shard)"
-    )
-    parser.add_argument("--data", default=str(SAMPLE), metavar="DIR", help=f"test sets (default {SAMPLE}: our own)")
-    parser.add_argument("--limit", type=int, metavar="N", help="questions of each task at most (default: all)")
-    parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples before each question")
-    parser.add_argument("--device", help="torch device (default: cuda where there is one)")
-    parser.add_argument("--batch-size", default="auto", help="default auto")
-    parser.add_argument("--out", default=str(OUT), metavar="DIR", help=f"where results are kept (default {OUT})")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Score, keep the result, print the table. Raises ConfigError for a folder without the tasks or the data."""
-    from shardscope.evals.harness import ShardLM
-
-    if not (TASKS / "shard.yaml").exists():
-        raise ConfigError(f"{TASKS}/shard.yaml is not here; run this in a checkout of the repository, or use lm_eval")
-    if not Path(arguments.data).is_dir():
-        raise ConfigError(f"--data {arguments.data}: no such folder; lay it out like {SAMPLE}")
-    lm = ShardLM(arguments.checkpoint, device=arguments.device, batch_size=arguments.batch_size)
-    rows = evaluate(lm, arguments.tasks.split(","), arguments.data, arguments.limit, arguments.num_fewshot)
-    if lm.rank != 0:
-        return 0  # under torchrun the first process has all results
-    keep(Path(arguments.out), lm, rows, arguments)
-    written = write_table(Path(arguments.out))
-    print(written.read_text(encoding="utf-8"), end="")
-    print(f"\n{written}, {written.with_suffix('.csv')}")
-    return 0
 
 
 def evaluate(
@@ -97,13 +64,13 @@ def evaluate(
     return rows
 
 
-def keep(out: Path, lm: ShardLM, rows: list[Row], arguments: argparse.Namespace) -> Path:
+def keep(out: Path, lm: ShardLM, rows: list[Row], data: str, limit: int | None) -> Path:
     """One JSON file for each run, with what it was a run of. It is there whole or not at all."""
     made = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime())
     facts = {
         "made": made,
-        "data": str(arguments.data),
-        "limit": arguments.limit,
+        "data": data,
+        "limit": limit,
         "device": str(lm.device),
         **lm.get_model_info(),
         "rows": rows,

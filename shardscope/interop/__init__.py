@@ -10,16 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shardscope.interop.bridge import to_transformer_lens
-    from shardscope.interop.commands import export_command, import_command, verify_command
     from shardscope.interop.huggingface import export_pretrained, import_pretrained, to_transformers
     from shardscope.interop.original import import_original
     from shardscope.interop.parity import verify
 
 _MODULES = {
     "to_transformer_lens": "bridge",
-    "export_command": "commands",
-    "import_command": "commands",
-    "verify_command": "commands",
     "import_original": "original",
     "verify": "parity",
     "export_pretrained": "huggingface",
@@ -28,15 +24,12 @@ _MODULES = {
 }
 
 __all__ = [
-    "export_command",
     "export_pretrained",
-    "import_command",
     "import_original",
     "import_pretrained",
     "to_transformer_lens",
     "to_transformers",
     "verify",
-    "verify_command",
 ]
 
 

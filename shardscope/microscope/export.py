@@ -1,4 +1,4 @@
-"""`shardscope attention`: what the microscope sees of one prompt, as files that need nothing to be looked at.
+"""What the microscope sees of one prompt, as files that need nothing to be looked at.
 
 attention.html     every head: its map, its scores, the best of each search; one file, offline, without scripts
 overview.png       all heads in small, a row for each layer
@@ -10,7 +10,6 @@ tokens.parquet     one row for each token of the prompt
 
 from __future__ import annotations
 
-import argparse
 import os
 from base64 import b64encode
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shardscope.checkpoint import load, resolve_checkpoint
 from shardscope.files import whole_file, write_bytes, write_text
 from shardscope.microscope.heads import SCORES, HeadScores, find_heads, head_scores
 from shardscope.microscope.picture import DECADES, contact_sheet, enlarged, pixels, png, visible
@@ -31,7 +29,6 @@ from shardscope.microscope.reading import (
     Progress,
     Reading,
     read,
-    usable_device,
 )
 from shardscope.model import Shard
 from shardscope.tokenizer import Tokenizer
@@ -40,46 +37,6 @@ TABLE_CELLS = 128
 PAGE_CELLS = (128, 96, 64, 32)  # the first that keeps the page under PAGE_BYTES
 PAGE_BYTES = 2_000_000
 SHOWN_TEXT = 100_000  # characters of the prompt on the page
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `shardscope attention`."""
-    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="a checkpoint folder or a run")
-    parser.add_argument("--prompt-file", required=True, metavar="FILE", help="UTF-8 text to look at")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the files are written")
-    parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Read the prompt and write the files; 0, or MicroscopeError."""
-    text = read_prompt(Path(arguments.prompt_file))
-    out = writable_folder(Path(arguments.out))
-    model = load(arguments.checkpoint, device=usable_device(arguments.device))
-    last = ""
-
-    def progress(share: float, words: str) -> None:
-        nonlocal last
-        if words != last:
-            print(f"{share:4.0%}  {words}", flush=True)
-        last = words
-
-    written = export(model, text, out, arguments.checkpoint or resolve_checkpoint().name, progress)
-    for path in written:
-        files = [file for file in (path, *path.glob("*")) if file.is_file()]
-        size = sum(file.stat().st_size for file in files)
-        print(f"{path}  {size / 1000:,.0f} kB{f' in {len(files)} files' if path.is_dir() else ''}")
-    return 0
-
-
-def read_prompt(path: Path) -> str:
-    """The text of a prompt file. Raises MicroscopeError when there is none."""
-    try:
-        text = path.read_bytes().decode("utf-8")  # line ends as they are
-    except (OSError, UnicodeDecodeError) as error:
-        raise MicroscopeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    if not text:
-        raise MicroscopeError(f"{path}: the prompt is empty; write at least one character")
-    return text
 
 
 def writable_folder(path: Path) -> Path:

@@ -356,20 +356,6 @@ def read_layers(model: Shard, prompt: Prompt) -> Iterator[LayerReading]:
         yield LayerReading(layer, window, q, k)
 
 
-def usable_device(name: str) -> str:
-    """The name of a device that tensors can be put on here. Raises MicroscopeError for any other."""
-    gpus = torch.cuda.device_count()
-    there = "cpu; this torch sees no GPU" if gpus == 0 else f"cpu, or cuda:0 to cuda:{gpus - 1}"
-    try:
-        torch.empty(1, device=name).item()  # a device without numbers ("meta") is none
-    except torch.OutOfMemoryError:
-        raise MicroscopeError(f"--device {name} has no memory left; free some, or use {there}") from None
-    # No such device; none in this build of torch; none without a package that is not installed.
-    except (RuntimeError, AssertionError, ImportError):
-        raise MicroscopeError(f"--device {name} cannot be used here; use {there}") from None
-    return name
-
-
 def cell_sizes(n: int, cell: int) -> Float[np.ndarray, "cells"]:
     """How many of `n` tokens each cell holds: `cell`, and what is left in the last."""
     return np.diff(np.append(np.arange(0, n, cell), n)).astype(np.float32)

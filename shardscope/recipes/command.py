@@ -6,12 +6,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
-from shardscope.config import PRESETS, ConfigError, Source, load_recipe, recipe_fields
+from shardscope.config import PRESETS, ConfigError, Source, load_recipe, recipe_fields, suggest
 from shardscope.model import Shard
 from shardscope.processes import is_main_process
+from shardscope.resources import resource
 from shardscope.train import Outcome, TrainingError, train
+
+# Flags that mean the same in every command of `shardscope`, and the fields that they set here.
+SHORT_FLAGS = {"run_dir": "--out", "start_from": "--checkpoint", "train.device": "--device"}
+FIELDS = {"model.preset", *(key for key, _, _ in recipe_fields())}
 
 
 def run_recipe(phase: str, doc: str | None, argv: Sequence[str] | None = None) -> int:
@@ -19,23 +25,37 @@ def run_recipe(phase: str, doc: str | None, argv: Sequence[str] | None = None) -
     summary, _, examples = (doc or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         prog=f"python -m shardscope.recipes.{phase}",
-        usage=f"python -m shardscope.recipes.{phase} RECIPE [--FIELD VALUE ...]",
         description=summary,
-        epilog=f"{_table_of(Source, 'a source, as in data.sources = [{name = ..., path = ...}]')}\n{examples}",
+        epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, as in recipes/")
+    add_arguments(parser)
+    return run(parser.parse_args(argv), phase)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RECIPE, and a flag for each field of a recipe."""
+    parser.usage = f"{parser.prog} RECIPE [--FIELD VALUE ...]"
+    parser.epilog = (
+        f"{_table_of(Source, 'a source, as in data.sources = [{name = ..., path = ...}]')}\n{parser.epilog or ''}"
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a packaged recipe")
     flags = parser.add_argument_group("fields of the recipe", "each flag overrides the file; values are TOML")
     flags.add_argument("--model.preset", metavar="VALUE", help=f"a named architecture: {', '.join(PRESETS)}")
     for key, text, default in recipe_fields():
         shown = "" if default is MISSING or default in ("", None, ()) else f" (default {_plain(default)})"
-        flags.add_argument(f"--{key}", metavar="VALUE", help=(text + shown).replace("%", "%%"))
-    arguments = vars(parser.parse_args(argv))
-    path = arguments.pop("recipe")
+        names = [f"--{key}", SHORT_FLAGS[key]] if key in SHORT_FLAGS else [f"--{key}"]
+        flags.add_argument(*names, dest=key, metavar="VALUE", help=(text + shown).replace("%", "%%"))
+
+
+def run(arguments: argparse.Namespace, phase: str | None = None) -> int:
+    """Train as the parsed command line says; the exit status. The recipe has to be of `phase`, if one is given."""
     try:
-        recipe = load_recipe(path, {key: text for key, text in arguments.items() if text is not None})
-        if recipe.phase != phase:
+        path = find_recipe(arguments.recipe)
+        given = {key: word for key, word in vars(arguments).items() if key in FIELDS and word is not None}
+        recipe = load_recipe(path, given)
+        if phase not in (None, recipe.phase):
             raise ConfigError(
                 f"{path}: phase={recipe.phase!r}; run it with python -m shardscope.recipes.{recipe.phase}"
             )
@@ -52,6 +72,18 @@ def run_recipe(phase: str, doc: str | None, argv: Sequence[str] | None = None) -
     if is_main_process():
         print(_closing_words(outcome))
     return 0
+
+
+def find_recipe(word: str) -> Path:
+    """The recipe file that a word names: a file, else a packaged recipe. Raises ConfigError when there is neither."""
+    path = Path(word).expanduser() if word.startswith("~/") else Path(word)
+    if path.is_file():
+        return path
+    packaged = {file.stem: file for file in sorted(resource("recipes").glob("*.toml"))}
+    if word in packaged:
+        return packaged[word]
+    near = [*packaged, *(str(file) for file in sorted(path.parent.glob("*.toml")))]
+    raise ConfigError(f"{word}: no such file, and no packaged recipe of this name{suggest(word, near)}")
 
 
 def _probe(model: Shard) -> list[dict[str, Any]]:

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from shardscope.checkpoint import TrainingState, checkpoint_folder, save_checkpoint
 from shardscope.config import Recipe
 from shardscope.data import Batch, Prefetcher
 from shardscope.files import WriteError
 from shardscope.model import Shard
+from shardscope.progress import progress_bar
 from shardscope.train.distributed import World
 from shardscope.train.evaluate import Score, evaluate
 from shardscope.train.flops import datasheet_flops, flops_per_token
@@ -252,10 +252,9 @@ class Readings:
         self._logged_at = (setup.step, time.perf_counter())
         self._flops = flops_per_token(setup.model.config, recipe.data.seq_len)
         self._peak = datasheet_flops(setup.world.device)
-        self._bar = tqdm(
-            total=recipe.schedule.steps, initial=setup.step, desc=recipe.name, unit="step", disable=not progress,
-            dynamic_ncols=True, mininterval=0.5,
-        )  # fmt: skip
+        self._bar = progress_bar(
+            total=recipe.schedule.steps, initial=setup.step, desc=recipe.name, unit="step", disable=not progress
+        )
 
     def __enter__(self) -> Readings:
         return self

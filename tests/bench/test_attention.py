@@ -11,7 +11,7 @@ import pytest
 
 from shardscope.bench import attention as room
 from shardscope.bench.attention import Job, measure, table
-from shardscope.microscope import MicroscopeError
+from shardscope.config import ConfigError
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -70,9 +70,9 @@ def test_the_table_in_the_docs_is_the_one_the_numbers_give() -> None:
         (("--tokens", "9000"), "shard-54m reads 1 to 8192 tokens, not 9000"),
         (("--against", "-5"), "reads 1 to 8192 tokens, not -5"),
         (("--repeats", "0"), "--repeats 0 measures nothing"),
-        (("--device", "foo"), "--device foo cannot be used here"),
+        (("--device", "foo"), "device='foo' is no torch device"),
     ],
 )
 def test_a_bench_that_cannot_be_run_is_refused(words: tuple[str, ...], says: str) -> None:
-    with pytest.raises(MicroscopeError, match=says):
+    with pytest.raises(ConfigError, match=says):
         room.run(arguments(*words))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -16,7 +15,7 @@ pytest.importorskip("lm_eval")
 from lm_eval.tasks import TaskManager
 from real_items import DATA, ROOT, real_rows
 
-from shardscope.config import ConfigError
+from shardscope.cli import main
 from shardscope.evals import suite, tasks
 from shardscope.evals.harness import HarnessError, ShardLM
 
@@ -117,20 +116,14 @@ def test_bits_per_byte_of_the_answer_are_the_models_own(formats: tuple[Path, Pat
     assert row["stderr"] is not None
 
 
-def arguments(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    suite.add_arguments(parser)
-    return parser.parse_args(words)
-
-
 def test_a_run_is_kept_and_shown_beside_the_earlier_ones(
     formats: tuple[Path, Path], tmp_path: Path, in_the_repository: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter(["2026-01-01T00-00-00", "2026-01-02T00-00-00"])
     monkeypatch.setattr(suite.time, "strftime", lambda *_: next(times))
     words = [str(formats[0]), "--out", str(tmp_path), "--limit", "2", "--device", "cpu"]
-    assert suite.run(arguments(*words, "--tasks", ",".join(LIKELIHOODS[:2]))) == 0
-    assert suite.run(arguments(*words, "--tasks", ",".join(LIKELIHOODS))) == 0
+    assert main(["eval", *words, "--tasks", ",".join(LIKELIHOODS[:2])]) == 0
+    assert main(["eval", *words, "--tasks", ",".join(LIKELIHOODS)]) == 0
     table = (tmp_path / "table.md").read_text().splitlines()
     header, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
     assert header[:3] == ["task", "shots", "metric"]
@@ -151,7 +144,7 @@ def test_a_task_that_has_answers_written_runs_to_its_table(
     formats: tuple[Path, Path], tmp_path: Path, in_the_repository: None, name: str
 ) -> None:
     words = [str(formats[0]), "--out", str(tmp_path), "--limit", "1", "--device", "cpu", "--tasks", name]
-    assert suite.run(arguments(*words)) == 0
+    assert main(["eval", *words]) == 0
     lines = [line.split("|") for line in (tmp_path / "table.md").read_text().splitlines()[2:]]
     assert {line[1].strip() for line in lines} == {name}
     assert any(line[3].strip().startswith("exact_match") for line in lines)
@@ -162,7 +155,7 @@ def kept(out: Path, value: float, task: str = "sums") -> Path:
     """A result of a second that is always the same."""
     row = {"task": task, "shots": 0, "metric": "acc", "value": value, "stderr": None, "questions": 2}
     lm = SimpleNamespace(device="cpu", get_model_info=lambda: {"model_checkpoint": "runs/small"})
-    return suite.keep(out, lm, [row], arguments())  # type: ignore[arg-type]
+    return suite.keep(out, lm, [row], "sample", None)  # type: ignore[arg-type]
 
 
 def test_results_of_the_same_second_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,11 +194,13 @@ def test_a_broken_result_is_named_and_left_out(tmp_path: Path, caplog: pytest.Lo
     [
         (["--data", "no/such/folder"], "--data no/such/folder: no such folder"),
         (["--tasks", "shard_arc_eazy"], "--tasks shard_arc_eazy: no such task; use shard, shard_arc_challenge"),
-        (["--limit", "2", "--device", "tpu9"], "device=tpu9 is not known"),
+        (["--limit", "2", "--device", "tpu9"], "device='tpu9' is no torch device"),
     ],
 )
 def test_a_mistake_gets_one_sentence(
-    formats: tuple[Path, Path], in_the_repository: None, words: list[str], message: str
+    formats: tuple[Path, Path], words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
-        suite.run(arguments(str(formats[0]), *words))
+    assert main(["eval", str(formats[0]), *words]) == 1
+    error = capsys.readouterr().err
+    assert f"error: {message}" in error
+    assert len(error.splitlines()) == 1

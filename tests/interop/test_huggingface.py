@@ -18,9 +18,7 @@ from shardscope import Shard, ShardConfig, load
 from shardscope.cli import main
 from shardscope.generation import Generation, SamplingConfig, generate
 from shardscope.interop import (
-    export_command,
     export_pretrained,
-    import_command,
     import_pretrained,
     rounding,
     to_transformers,
@@ -128,7 +126,7 @@ def test_a_narrower_export_says_how_many_of_twenty_greedy_texts_it_keeps(
 ) -> None:
     """The count is the one that stock transformers gives when it writes the twenty texts itself."""
     monkeypatch.setattr(rounding, "TOKENS", 6)
-    assert main(["export", str(trained_checkpoint), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    assert main(["export", str(trained_checkpoint), "--out", str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
     note = capsys.readouterr().out.splitlines()[0]
     found = re.fullmatch(
         r"in bfloat16 (\d+) of 20 prompts keep their greedy text of 6 tokens, compared with float32", note
@@ -409,8 +407,10 @@ def test_a_width_that_vaultgemma_refuses_is_named(tiny_tokenizer: Tokenizer, tmp
 def test_the_commands_go_there_and_back(
     trained_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exported = export_command(trained_checkpoint, tmp_path / "there")
-    returned = load(import_command(exported, tmp_path / "back"))
+    there, back = str(tmp_path / "there"), str(tmp_path / "back")
+    assert main(["export", str(trained_checkpoint), "--out", there]) == 0
+    assert main(["import", there, "--out", back]) == 0
+    returned = load(back)
     original = load(trained_checkpoint)
     assert all(torch.equal(a, b) for a, b in zip(returned.parameters(), original.parameters(), strict=True))
     assert f"{original.n_params:,} parameters" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from shardscope import Shard, ShardConfig, load
 from shardscope.cli import main
-from shardscope.interop import import_command, import_original
+from shardscope.interop import import_original
 from shardscope.interop.name_mapping import read_spelling
 from shardscope.interop.restricted import OriginalError, read_original
 from shardscope.tokenizer import Tokenizer
@@ -225,7 +225,9 @@ def test_a_random_shard_54m_is_read_by_a_text_of_its_own(
     (tmp_path / "sample.txt").write_text(text)
     tokenizer = tiny_tokenizer.save(tmp_path / "tokenizer.json")
     path = saved(tmp_path / "model.pt", published_values(random_shard_54m.config), meta_llama(random_shard_54m))
-    imported = load(import_command(path, tmp_path / "new", tokenizer, tmp_path / "sample.txt"))
+    flags = ["--tokenizer", str(tokenizer), "--text", str(tmp_path / "sample.txt"), "--out", str(tmp_path / "new")]
+    assert main(["import", str(path), *flags]) == 0
+    imported = load(tmp_path / "new")
     assert imported.config == random_shard_54m.config
     returned = imported.state_dict()
     for name, weight in random_shard_54m.state_dict().items():
@@ -602,7 +604,8 @@ def test_a_vocabulary_that_calls_the_first_token_otherwise_is_read_with_bos(
     (tmp_path / "sample.txt").write_text(TEXT)
     with pytest.raises(OriginalError, match=r"no token <\|endoftext\|>; name the token .* with --bos"):
         import_original(path, tokenizer_file, TEXT)
-    import_command(path, tmp_path / "new", tokenizer_file, tmp_path / "sample.txt", bos="<s>")
+    flags = ["--tokenizer", str(tokenizer_file), "--text", str(tmp_path / "sample.txt"), "--bos", "<s>"]
+    assert main(["import", str(path), *flags, "--out", str(tmp_path / "new")]) == 0
     returned = load(tmp_path / "new").tokenizer
     assert returned is not None
     assert trained_model.tokenizer is not None

@@ -12,7 +12,7 @@ import torch
 from shardscope import Shard, ShardConfig
 from shardscope.checkpoint import save_checkpoint
 from shardscope.cli import main
-from shardscope.interop import bridge, parity, rounding, to_transformers, transformers_home, verify
+from shardscope.interop import bridge, huggingface, parity, rounding, to_transformers, verify
 from shardscope.model import Shard as NativeShard
 
 pytest.importorskip("transformer_lens")
@@ -73,12 +73,12 @@ def test_a_random_shard_54m_gets_its_certificate() -> None:
 def test_a_window_that_is_one_too_long_is_noticed_past_the_window_only(
     trained_model: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = transformers_home.vaultgemma_config
+    exact = huggingface.vaultgemma_config
 
     def one_too_long(config: ShardConfig, *rest: Any) -> Any:
         return exact(dataclasses.replace(config, window=config.window + 1), *rest)
 
-    monkeypatch.setattr(transformers_home, "vaultgemma_config", one_too_long)
+    monkeypatch.setattr(huggingface, "vaultgemma_config", one_too_long)
     certificate = verify(trained_model)
     found = {(c.home, c.prompt): c for c in certificate.comparisons if c.dtype == "float32"}
     # A short prompt's logits do not show it; its greedy text may, because it leaves the window on the way.

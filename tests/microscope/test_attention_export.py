@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import re
 from html.parser import HTMLParser
@@ -14,10 +13,10 @@ import torch
 
 from shardscope import Shard, ShardConfig
 from shardscope.checkpoint import save_checkpoint
+from shardscope.cli import main
 from shardscope.microscope import MicroscopeError, PooledMap, head_scores, read
 from shardscope.microscope import export as room
 from shardscope.microscope.picture import HIDDEN_PIXEL, palette, pixels, png
-from shardscope.microscope.reading import usable_device
 from shardscope.model import PromptError
 from shardscope.tokenizer import Tokenizer
 
@@ -175,10 +174,8 @@ def test_the_command_writes_the_files_and_says_which(
 ) -> None:
     save_checkpoint(tmp_path / "checkpoint", model)
     (tmp_path / "prompt.txt").write_text(PROMPT, encoding="utf-8")
-    parser = argparse.ArgumentParser()
-    room.add_arguments(parser)
     words = [str(tmp_path / "checkpoint"), "--prompt-file", str(tmp_path / "prompt.txt"), "--out", str(tmp_path / "o")]
-    assert room.run(parser.parse_args(words)) == 0
+    assert main(["attention", *words]) == 0
     said = capsys.readouterr().out
     for name in ("attention.html", "overview.png", "heads.parquet", "maps.parquet", "tokens.parquet"):
         assert name in said
@@ -190,50 +187,37 @@ def test_the_command_writes_the_files_and_says_which(
     [
         (("--out", "taken.txt"), "--out taken.txt: .*taken.txt is not a folder"),
         (("--out", "taken.txt/below"), "--out taken.txt/below: .*taken.txt is not a folder"),
-        (("--device", "foo"), "--device foo cannot be used here"),
-        (("--device", "cuda:99"), "--device cuda:99 cannot be used here"),
-        (("--device", "meta"), "--device meta cannot be used here; use cpu"),
-        (("--device", "xla"), "--device xla cannot be used here; use cpu"),
-        (("--device", "hpu"), "--device hpu cannot be used here; use cpu"),  # torch looks for a package of its own
+        (("--device", "foo"), "device='foo' is no torch device"),
+        (("--device", "cuda:99"), "device='cuda:99': "),
+        (("--device", "meta"), "device='meta': Shardscope runs on cpu, cuda and mps"),
+        (("--device", "hpu"), "device='hpu': Shardscope runs on cpu, cuda and mps"),
+        (("--prompt-file", "none.txt"), "none.txt: cannot be read"),
+        (("--prompt-file", "empty.txt"), "empty.txt: the file is empty"),
+        (("--prompt-file", "binary.txt"), "binary.txt: cannot be read as UTF-8 text"),
     ],
 )
-def test_a_place_or_a_device_that_cannot_be_used_is_one_sentence(
-    model: Shard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, str], says: str
+def test_what_the_command_cannot_use_is_one_sentence(
+    model: Shard,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, str],
+    says: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save_checkpoint(tmp_path / "checkpoint", model)
     (tmp_path / "taken.txt").write_text(PROMPT, encoding="utf-8")
-    parser = argparse.ArgumentParser()
-    room.add_arguments(parser)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     asked = {"--prompt-file": "taken.txt", "--out": "o", words[0]: words[1]}
-    arguments = parser.parse_args(["checkpoint", *(part for pair in asked.items() for part in pair)])
-    with pytest.raises(MicroscopeError, match=says) as error:
-        room.run(arguments)
-    assert "\n" not in str(error.value)
-
-
-def test_a_device_that_is_full_is_not_called_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*size: int, device: str) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
-
-    monkeypatch.setattr(torch, "empty", full)
-    with pytest.raises(MicroscopeError, match="--device cuda:0 has no memory left; free some, or use cpu"):
-        usable_device("cuda:0")
-
-
-def test_a_prompt_file_is_read_byte_by_byte(tmp_path: Path) -> None:
-    (tmp_path / "dos.txt").write_bytes("one\r\ntwo\rthree\n\ufeff".encode())
-    assert room.read_prompt(tmp_path / "dos.txt") == "one\r\ntwo\rthree\n\ufeff"
+    assert main(["attention", "checkpoint", *(part for pair in asked.items() for part in pair)]) == 1
+    error = capsys.readouterr().err
+    assert re.match(f"error: {says}", error)
+    assert len(error.splitlines()) == 1
 
 
 def test_a_prompt_that_cannot_be_exported_is_refused_in_one_sentence(model: Shard, tmp_path: Path) -> None:
-    empty, binary = tmp_path / "empty.txt", tmp_path / "binary.txt"
-    empty.write_text("")
-    binary.write_bytes(b"\xff\xfe\x00")
     for call, says in (
-        (lambda: room.read_prompt(empty), "empty.txt: the prompt is empty"),
-        (lambda: room.read_prompt(binary), "binary.txt: cannot be read as UTF-8 text"),
-        (lambda: room.read_prompt(tmp_path / "none.txt"), "none.txt: cannot be read"),
         (lambda: room.export(model, "", tmp_path / "out"), "the prompt is empty"),
         (
             lambda: room.export(model, "word " * 100_000, tmp_path / "out"),

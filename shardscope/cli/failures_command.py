@@ -1,0 +1,65 @@
+"""`shardscope failures`: samples, and what goes wrong in each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from shardscope import load
+from shardscope.cli.arguments import add_checkpoint, add_device, add_out, path, read_text
+from shardscope.cli.generate_command import add_sampling, sampling
+from shardscope.device import pick_device
+from shardscope.failures import CARD_PROMPTS, CardPrompt, card_table
+from shardscope.failures.card import CardSample, label_generation
+from shardscope.files import write_text
+from shardscope.generation import generate
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT",
+        help="a prompt of your own instead of the model card's six; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--prompt-file", type=path, metavar="FILE", help="a file with one more; -: standard input")
+    add_device(parser)
+    add_sampling(parser)
+    parser.set_defaults(temperature=0.7, top_p=0.9)  # the model card's
+    add_out(parser, "where prompts, continuations and labels are written, as lines of JSON", metavar="FILE")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    texts, config = list(arguments.prompt), sampling(arguments)
+    if arguments.prompt_file is not None:
+        texts.append(read_text(arguments.prompt_file, "--prompt-file"))
+    # Without a domain nobody says whether numbers have to be right, so that is judged for the card's prompts only.
+    prompts = [CardPrompt(text=text, domain="prose") for text in texts] or list(CARD_PROMPTS)
+    model = load(arguments.checkpoint, device=pick_device(arguments.device))
+    generations = generate(model, [prompt.text for prompt in prompts], config)
+    samples = [
+        CardSample(prompt, generation, label_generation(model, generation, config.max_new_tokens, prompt))
+        for prompt, generation in zip(prompts, generations, strict=True)
+    ]
+    print(card_table(samples))
+    if arguments.out is not None:
+        write_text(arguments.out, as_json_lines(samples))
+    return 0
+
+
+def as_json_lines(samples: Sequence[CardSample]) -> str:
+    """A line for each sample: prompt, continuation, stop reason, the primary failure, and every flag with its span."""
+    return "".join(
+        json.dumps(
+            {
+                "prompt": sample.prompt.text,
+                "text": sample.generation.text,
+                "stop_reason": sample.generation.stop_reason,
+                "failure": sample.labels.primary,
+                "flags": [asdict(flag) for flag in sample.labels.flags],
+            }
+        )
+        + "\n"
+        for sample in samples
+    )

@@ -1,0 +1,49 @@
+"""One way to show how far long work has come: a bar on a terminal, plain lines at intervals in a log file."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Lines(tqdm):
+    """tqdm for a file: whole lines, the first after ten seconds and at most one every ten; no carriage returns."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._line_at = time.monotonic()
+        super().__init__(**settings, leave=False, ascii=True, ncols=80)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        # tqdm erases a bar by displaying an empty one; what a log holds stays there.
+        if msg == "" or time.monotonic() - self._line_at < SECONDS_BETWEEN_LINES:
+            return False
+        self._line_at = time.monotonic()
+        return bool(super().display(msg, 0))
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        def write_line(text: str) -> None:
+            file.write(text.strip() + "\n")
+            file.flush()
+
+        return write_line
+
+
+def progress_bar(
+    *, desc: str, total: float | None = None, initial: int = 0, unit: str = "it", unit_scale: bool = False,
+    disable: bool = False,
+) -> tqdm:  # fmt: skip
+    """A tqdm bar on stderr. The environment's TQDM_DISABLE silences every bar; `disable` this one."""
+    disable = disable or os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
+    settings: dict[str, Any] = {
+        "desc": desc, "total": total, "initial": initial, "unit": unit, "unit_scale": unit_scale, "disable": disable,
+        "file": sys.stderr, "mininterval": 0.5,
+    }  # fmt: skip
+    return tqdm(**settings, dynamic_ncols=True) if sys.stderr.isatty() else _Lines(**settings)

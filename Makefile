@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 SERVE ?= 1
+# More flags for the demo's two trainings, such as DEMO_FLAGS='--schedule.steps 20'.
+DEMO_FLAGS ?=
 PORT ?= 8501
 TORCH_INDEX ?=
 TRITON ?= 3.6.0
@@ -43,8 +45,8 @@ demo: $(VENV)/.demo
 	  $(BIN)/streamlit run apps/explorer.py --server.port $(PORT) & explorer=$$!; trap "kill $$explorer 2>/dev/null" EXIT; \
 	  echo "The explorer shows the built-in model at http://localhost:$(PORT); a small one is now trained beside it."; \
 	fi; \
-	$(BIN)/python -m shardscope.recipes.pretrain recipes/shard-pico-pretrain.toml && \
-	$(BIN)/python -m shardscope.recipes.anneal recipes/shard-pico-anneal.toml && \
+	$(BIN)/python -m shardscope.recipes.pretrain recipes/shard-pico-pretrain.toml $(DEMO_FLAGS) && \
+	$(BIN)/python -m shardscope.recipes.anneal recipes/shard-pico-anneal.toml $(DEMO_FLAGS) && \
 	$(BIN)/shardscope report runs/shard-pico-anneal && \
 	if [ "$(SERVE)" != 0 ]; then echo "The explorer stays open; Ctrl+C closes it."; wait $$explorer; fi
 

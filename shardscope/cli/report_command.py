@@ -6,7 +6,7 @@ import argparse
 
 from shardscope import load
 from shardscope.checkpoint import CheckpointError
-from shardscope.cli.arguments import add_checkpoint, add_device, add_seed, whole
+from shardscope.cli.arguments import add_checkpoint, add_device, add_seed
 from shardscope.device import pick_device
 from shardscope.evals.report import format_report, held_out_table
 from shardscope.failures import card_table, sample_card
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser, "a run folder, with its recipe and metrics")
     parser.add_argument("--ngram", type=int, default=3, metavar="N", help="order of the byte n-gram model (default 3)")
     parser.add_argument(
-        "--ngram-bytes", type=whole(1), default=64_000_000, metavar="N",
+        "--ngram-bytes", type=int, default=64_000_000, metavar="N",
         help="training text it sees (default 64,000,000)",
     )  # fmt: skip
     add_device(parser)

@@ -57,7 +57,7 @@ def test_both_score_the_same_items_and_the_table_says_how_fast(
 
 
 def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"ARC-Easy/test\.jsonl is not there; lay the folder out like evals/sample"):
+    with pytest.raises(ConfigError, match=r"ARC-Easy/test\.jsonl is not there; lay the folder out like .*sample"):
         bench.run(arguments("--data", str(tmp_path), "--device", "cpu"))
 
 

@@ -559,7 +559,7 @@ def test_the_command_writes_a_checkpoint_and_prints_its_mapping(
         (["model.pt", "--tokenizer", "tokenizer.json", "--text", "none.txt"], "none.txt: cannot be read as UTF-8 text"),
         (["model.pt", "--tokenizer", "tokenizer.json", "--text", "."], ".: cannot be read as UTF-8 text"),
         (["model.pt", "--tokenizer", "tokenizer.json", "--text", "latin.txt"], "cannot be read as UTF-8 text"),
-        (["model.pt", "--tokenizer", "latin.txt"], "latin.txt: cannot be read as JSON"),
+        (["model.pt", "--tokenizer", "latin.txt"], "latin.txt: cannot be read as UTF-8 text"),
         (["model.pt", "--tokenizer", "empty.json"], "not a tokenizer.json"),
         (["model.pt", "--tokenizer", "tokenizer.json", "--bos", "<s>"], "has no token <s>"),
         (["hostile.pt", "--tokenizer", "tokenizer.json"], "refused, nothing was run"),

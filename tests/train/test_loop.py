@@ -313,6 +313,7 @@ def test_the_progress_line_shows_what_a_run_is_watched_for(
     recipe_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "datasheet_flops", lambda device: 1e12)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     poison(monkeypatch, {5})
     train(load_recipe(recipe_file), progress=True)
     last = capsys.readouterr().err.replace("\r", "\n").splitlines()[-1]

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from shardscope.config import ShardConfig
 
-# Dense bf16 matmul rate in FLOP/s by the vendors' data sheets, by a part of the device's name.
-DATASHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12, "T4": 65e12}
+# Dense bf16 matmul rate in FLOP/s by the vendors' data sheets (with float32 accumulation, without sparsity), by a
+# pattern for the whole name that the driver gives. The forms of one chip differ: a name that is not here has no rate.
+DATASHEET = {
+    r"B200": 2250e12,
+    r"GH200 .*|H200|H100 80GB HBM3": 989.5e12,
+    r"H200 NVL|H100 NVL": 835.5e12,
+    r"H100 PCIe": 756.5e12,
+    r"A[18]00[- ].*": 312e12,
+    r"L40S": 362e12,
+    r"L40": 181e12,
+    r"L4": 121e12,
+    r"A40": 149.7e12,
+    r"A30": 165e12,
+    r"A10": 125e12,
+    r"RTX 6000 Ada Generation": 364.2e12,
+    r"RTX A6000": 154.8e12,
+    r"GeForce RTX 5090": 209.5e12,
+    r"GeForce RTX 4090": 165.2e12,
+    r"GeForce RTX 3090": 71e12,
+}
 
 
 def flops_per_token(config: ShardConfig, seq_len: int) -> float:
@@ -28,8 +48,13 @@ def mean_visible_keys(seq_len: int, window: int | None) -> float:
 
 
 def datasheet_flops(device: torch.device) -> float | None:
-    """FLOP/s that the data sheet promises for bf16 matmuls; None for devices not listed."""
-    if device.type != "cuda":
+    """FLOP/s that the data sheet promises for dense bf16 matmuls; None for devices that are not listed."""
+    return sheet_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def sheet_of(name: str) -> float | None:
+    """The rate by a device's name; None where the name is not one of the table's, or is that of a part (MIG)."""
+    bare = name.removeprefix("NVIDIA ")
+    if "MIG" in bare:
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for part, flops in DATASHEET.items() if part in name), None)
+    return next((flops for pattern, flops in DATASHEET.items() if re.fullmatch(pattern, bare)), None)

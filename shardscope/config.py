@@ -39,8 +39,9 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-# Above this a count is a mistake: no run takes as many steps, sees as many documents or holds as long a batch.
-_LARGEST_COUNT = 2**53
+# Above these a number is a mistake: no run takes as many steps or sees as many documents, and products of two such
+# rates, shares or caps still fit into float32.
+_LARGEST_COUNT, _LARGEST_NUMBER = 2**53, 1e12
 
 
 def _require_usable_numbers(config: Any, where: str) -> None:
@@ -52,6 +53,7 @@ def _require_usable_numbers(config: Any, where: str) -> None:
                 _require_usable_numbers(part, f"{where}{item.name}.")
             elif isinstance(part, float):
                 _require(math.isfinite(part), f"{where}{item.name}={value!r} must be finite")
+                _require(abs(part) <= _LARGEST_NUMBER, f"{where}{item.name}={value!r} is above {_LARGEST_NUMBER:g}")
             elif isinstance(part, int):
                 _require(abs(part) <= _LARGEST_COUNT, f"{where}{item.name}={_shown(value)} is above {_LARGEST_COUNT}")
 
@@ -273,9 +275,7 @@ class DataConfig:
         names = [source.name for source in self.sources]
         doubled = sorted({name for name in names if names.count(name) > 1})
         _require(not doubled, f"data.sources: the names {doubled} are used twice; every source needs its own")
-        total = sum(source.weight for source in self.sources)
-        _require(total > 0, "data.sources: every weight is 0; raise one")
-        _require(math.isfinite(total), "data.sources: the weights are too large to be added up; lower them")
+        _require(sum(source.weight for source in self.sources) > 0, "data.sources: every weight is 0; raise one")
         _require(self.max_document_bytes >= 1, f"data.max_document_bytes={self.max_document_bytes} must be at least 1")
         _require(self.seq_len >= 2, f"data.seq_len={self.seq_len} is too short; use at least 2 tokens")
 
@@ -382,6 +382,11 @@ class TrainConfig:
     max_minutes: float = choice(0.0, help="wall-clock budget of this start of the run; 0: none")
     grace_seconds: float = choice(30.0, help="time to save and leave after SIGTERM or SIGINT")
     max_bad_steps: int = choice(10, help="steps in a row with a non-finite loss or gradient before the run stops")
+    on_trouble: Literal["report", "pause", "rewind"] = choice(
+        "report",
+        help="a plateau, or a loss spike or explosion that stays: report it, pause the run, or go back to the last "
+        "checkpoint before it and on at half the rate (three times at most)",
+    )
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = choice((), help="where metrics go beside metrics.jsonl")
 
     def __post_init__(self) -> None:

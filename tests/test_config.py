@@ -113,7 +113,7 @@ def test_a_recipe_survives_plain_data(tmp_path: Path) -> None:
         ),
         (
             {"data__sources": "[{name='a', path='b', weight=1e308}, {name='c', path='d', weight=1e308}]"},
-            "the weights are too large to be added up",
+            r"data.sources.weight=1e\+308 is above 1e\+12",
         ),
         ({"optimizer__betas": "[0.9, nan]"}, r"optimizer.betas=\(0.9, nan\) must lie"),
         ({"optimizer__lr": "1" + "0" * 400}, "optimizer.lr=inf must be finite"),
@@ -147,7 +147,7 @@ def test_the_numbers_that_are_tried_are_all_there_are() -> None:
 
 @pytest.mark.parametrize("key", NUMBERS)
 def test_a_number_that_is_not_finite_is_refused_with_the_name_of_its_field(tmp_path: Path, key: str) -> None:
-    for value in ("inf", "-inf", "nan", "1e400"):
+    for value in ("inf", "-inf", "nan", "1e400", "1e300"):
         with pytest.raises(ConfigError, match=f"{key}=.*"):
             loaded(tmp_path, **{key.replace(".", "__"): value})
 

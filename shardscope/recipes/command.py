@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -13,7 +14,7 @@ from shardscope.config import PRESETS, ConfigError, Source, load_recipe, recipe_
 from shardscope.model import Shard
 from shardscope.processes import is_main_process
 from shardscope.resources import resource
-from shardscope.train import Outcome, TrainingError, train
+from shardscope.train import Interrupted, Outcome, TrainingError, train
 
 # Flags that mean the same in every command of `shardscope`, and the fields that they set here.
 SHORT_FLAGS = {"run_dir": "--out", "start_from": "--checkpoint", "train.device": "--device"}
@@ -66,9 +67,11 @@ def run(arguments: argparse.Namespace, phase: str | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted before the first step; the same command begins again", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupted:
+        number = interrupted.number if isinstance(interrupted, Interrupted) else signal.SIGINT
+        name = signal.Signals(number).name
+        print(f"{name} while there was nothing to save; the same command starts again where it was", file=sys.stderr)
+        return 128 + number
     if is_main_process():
         print(_closing_words(outcome))
     return 0
@@ -103,6 +106,7 @@ def _closing_words(outcome: Outcome) -> str:
             f"held-out {name}{when}: loss {score.loss:.4f} nats/token, {score.bits_per_byte:.4f} bits/byte"
             for name, score in outcome.scores.items()
         ]
+    lines += [f"trouble: {trouble}" for trouble in outcome.troubles]
     return "\n".join(lines)
 
 

@@ -1,5 +1,7 @@
 """The trainer: loop, Muon + AdamW, schedule, sentinel, held-out loss."""
 
-from shardscope.train.loop import Outcome, TrainingError, train
+from shardscope.train.interrupt import Interrupted
+from shardscope.train.loop import Outcome, train
+from shardscope.train.readings import TrainingError
 
-__all__ = ["Outcome", "TrainingError", "train"]
+__all__ = ["Interrupted", "Outcome", "TrainingError", "train"]

@@ -33,6 +33,7 @@ from shardscope.train.sharding import whole
 IN_A_ROW = 3  # steps that one unusual batch does not explain
 LARGEST_SINGULAR_VALUE = 1e3
 DEAD = 1e-2  # of the usual head's output
+LOGGED = ("cross_entropy", "grad_norm", "z")  # of each step
 # What a lower rate may mend; the rest is only reported.
 MENDED_BY_A_LOWER_RATE = ("loss spike", "plateau", "exploding logits", "exploding gradients")
 
@@ -110,26 +111,37 @@ class Health:
                 return trouble
         return None
 
-    def _set(self, kind: str, step: int, evidence: str) -> None:
+    def resume(self, lines: Sequence[Mapping[str, Any]], troubles: Iterable[Trouble]) -> None:
+        """Go on where a run stopped: `lines` of its log of training steps, and the trouble that was not over."""
+        for line in lines[-self.window :]:
+            # A number that was not finite was logged as null.
+            values = {name: math.nan if line.get(name) is None else line[name] for name in LOGGED}
+            self.step(line["step"], values)
+        self.active = {trouble.kind: trouble for trouble in troubles}
+
+    def _set(self, kind: str, step: int, evidence: str | None) -> None:
+        """`evidence` is empty where there is no such trouble, and None where nothing can be said yet."""
+        if evidence is None:
+            return
         if not evidence:
             self.active.pop(kind, None)
         elif kind not in self.active:
             self.active[kind] = Trouble(kind, step, evidence)
 
-    def _spike(self) -> str:
+    def _spike(self) -> str | None:
         usual = self._usual["loss"]
         if len(usual) < self.window // 2:
-            return ""
+            return None
         middle = median(usual)
         spread = 1.4826 * median(abs(loss - middle) for loss in usual)  # the deviation of a normal distribution
         limit = middle + max(8 * spread, 0.1 * middle)
         lowest = min(values["loss"] for values in self._recent)
         return f"a loss of {lowest:.2f} and more, after {middle:.2f}" if lowest > limit else ""
 
-    def _exploding_gradients(self) -> str:
+    def _exploding_gradients(self) -> str | None:
         usual = self._usual["norm"]
         if len(usual) < self.window // 2:
-            return ""
+            return None
         middle, lowest = median(usual), min(values["norm"] for values in self._recent)
         return f"a norm of {lowest:.3g} and more, after {middle:.3g}" if lowest > 20 * middle else ""
 
@@ -141,9 +153,9 @@ class Health:
             else ""
         )
 
-    def _plateau(self, step: int) -> str:
+    def _plateau(self, step: int) -> str | None:
         if step < self.warm + self.window or len(self._losses) < self.window:
-            return ""
+            return None
         losses, half = list(self._losses), self.window // 2
         before, now = median(losses[:half]), median(losses[half:])
         # Slow progress is no plateau; one that was found is left only by getting below it.

@@ -6,11 +6,8 @@ started again takes exactly the steps it would have taken.
 
 from __future__ import annotations
 
-import math
-import time
-from collections import deque
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,37 +15,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shardscope.checkpoint import TrainingState, checkpoint_folder, save_checkpoint
+from shardscope.checkpoint import TrainingState, checkpoint_folder, list_checkpoints, save_checkpoint
 from shardscope.config import Recipe
 from shardscope.data import Batch, Prefetcher
 from shardscope.files import WriteError
 from shardscope.model import Shard
-from shardscope.progress import progress_bar
 from shardscope.train.distributed import World
 from shardscope.train.evaluate import Score, evaluate
-from shardscope.train.flops import datasheet_flops, flops_per_token
+from shardscope.train.health import Trouble, dead_heads
 from shardscope.train.interrupt import Stop
+from shardscope.train.lineage import weights_digest
 from shardscope.train.metrics import Metrics, NoMetrics, open_loggers
-from shardscope.train.run import claimed_folder, newest_checkpoint, prune
+from shardscope.train.readings import Readings, TrainingError
+from shardscope.train.run import claimed_folder, go_back, newest_checkpoint, prune
 from shardscope.train.schedule import decay_start, lr_factor, momentum, phase_of
 from shardscope.train.sentinel import report, singular_values
-from shardscope.train.setup import Setup, set_up
+from shardscope.train.setup import Setup, require_even_batch, set_up
 from shardscope.train.sharding import gathered, whole_model
 
 Probe = Callable[[Shard], list[dict[str, Any]]]
 
-# Steps between taking a step and reading its numbers. An accelerator's are read one step late, so that the host never
-# waits for the step it has just begun.
-LAG = {"cpu": 0}
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; the message says at which step, on which batch, and what is intact."""
-
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: 'finished' or 'paused early', with the checkpoint to go on from."""
+    """How a run ended: 'finished' or 'paused early', with the checkpoint to go on from and the trouble it was in."""
 
     status: str
     reason: str
@@ -56,66 +46,82 @@ class Outcome:
     checkpoint: Path
     scores: dict[str, Score]
     evaluated: int = 0  # the step at which `scores` were taken
+    troubles: tuple[Trouble, ...] = ()
 
 
 def train(recipe: Recipe, *, probe: Probe | None = None, progress: bool = True) -> Outcome:
     """Train as the recipe says, from its start or from its newest checkpoint; returns how it ended.
 
     `probe` makes sample records every `train.sample_every` steps. Raises ConfigError for a recipe that does not
-    fit its folder, data or checkpoint, and TrainingError after too many non-finite steps in a row.
+    fit its folder, data or checkpoint, TrainingError after too many non-finite steps in a row, WriteError where no room
+    is left, and Interrupted (a KeyboardInterrupt) at a signal before there was anything to save.
     """
     # The budget counts from here: tokenizing and compiling are part of what a borrowed machine is paid for.
-    stop = Stop(recipe.train.max_minutes, recipe.train.grace_seconds)
-    with World.join(recipe.train.device) as world, claimed_folder(recipe) if world.main else nullcontext():
-        world.wait()
-        setup = set_up(recipe, world, progress=progress and world.main)
-        metrics = Metrics(recipe.folder, open_loggers(recipe)) if world.main else NoMetrics()
-        try:
-            return Loop(setup, metrics, stop, probe, progress and world.main).run()
-        except WriteError as error:
-            newest = newest_checkpoint(recipe.folder)
-            kept = f"the run's newest checkpoint, {newest}, is whole" if newest else "no checkpoint had been saved yet"
-            raise WriteError(f"{error}; {kept}") from None
-        finally:
-            metrics.close()
+    with (
+        Stop(recipe.train.max_minutes, recipe.train.grace_seconds) as stop,
+        World.join(recipe.train.device) as world,
+        _what_is_intact(recipe),
+    ):
+        require_even_batch(recipe, world)
+        with claimed_folder(recipe) if world.main else nullcontext():
+            world.wait()
+            while (outcome := _attempt(recipe, world, stop, probe, progress and world.main)) is None:
+                pass  # it went back, and goes on from there at a lower rate
+            return outcome
+
+
+def _attempt(recipe: Recipe, world: World, stop: Stop, probe: Probe | None, progress: bool) -> Outcome | None:
+    """One start of a run, to its end; None if it went back to an earlier checkpoint to be started again."""
+    setup = set_up(recipe, world, progress)
+    metrics = Metrics(recipe.folder, open_loggers(recipe, setup.logged)) if world.main else NoMetrics()
+    try:
+        return Loop(setup, metrics, stop, probe, progress).run()
+    finally:
+        metrics.close()
+
+
+@contextmanager
+def _what_is_intact(recipe: Recipe) -> Iterator[None]:
+    """To an error of the disk or the memory is added what the run can go on from."""
+    try:
+        yield
+    except (WriteError, MemoryError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in reason
+        if not (isinstance(error, WriteError) or no_memory):
+            raise
+        newest = list_checkpoints(recipe.folder)[-1:]
+        kept = f"the run's newest checkpoint, {newest[0]}, is whole" if newest else "no checkpoint had been saved yet"
+        if no_memory:
+            raise TrainingError(f"no memory is left ({reason}); lower train.micro_batch or the model; {kept}") from None
+        raise WriteError(f"{reason}; {kept}") from None
 
 
 class Loop:
     def __init__(self, setup: Setup, metrics: Metrics, stop: Stop, probe: Probe | None, progress: bool) -> None:
         self.setup, self.metrics, self.stop, self.probe = setup, metrics, stop, probe
         self.recipe, self.world = setup.recipe, setup.world
-        self.step = setup.step
+        self.step, self.parent = setup.step, setup.parent
         self.scores: dict[str, Score] = {}
-        self.evaluated = -1
+        self.evaluated = setup.step if "eval" in setup.looked else -1
         self.readings = Readings(self.recipe, setup, metrics, progress)
 
-    def run(self) -> Outcome:
-        settings, schedule = self.recipe.train, self.recipe.schedule
-        if self.setup.finished:
+    def run(self) -> Outcome | None:
+        """Every step that is left. None if the run went back to an earlier checkpoint, to be started again."""
+        if self.setup.complete:
             return self._outcome("finished", "every step was already done")
         self.metrics.write("event", self.step, event="start", **self.setup.describe())
-        with self.stop, self.readings, self._batches() as batches:
-            if self.step == 0:
-                self._evaluate()
+        with self.stop.saving(), self.readings, self._batches() as batches:
+            self._look(but_not=self.setup.looked)
             for batch in batches:
-                if self.world.any(self.stop.reason is not None) or not self._take_step(batch):
+                if self._should_end() or not self._take_step(batch):
                     break
-                if self._due(settings.sentinel_every):
-                    self._look_at_rank()
-                if self._due(settings.eval_every):
-                    self._evaluate()
-                if self.probe and settings.sample_every and self._due(settings.sample_every):
-                    self._sample(self.probe)
-                if self.step < schedule.steps and (
-                    self.step % settings.save_every == 0 or self.step == decay_start(schedule)
-                ):
-                    self._save("unfinished", "")
+                # Weights first: whatever fails while the model is looked at, they are safe.
+                if self._is_time_to_save():
+                    self._save("finished" if self.step == self.recipe.schedule.steps else "unfinished")
+                self._look()
             self.readings.catch_up()
-            if self.step == schedule.steps and self.evaluated < self.step:
-                self._evaluate()  # a signal ended the last one
-            if self.step == schedule.steps and (self.evaluated == self.step or not self.world.main):
-                return self._end("finished", "every step is done")
-            return self._end("paused early", self.stop.reason or "another process was stopped")
+            return self._end()
 
     def _take_step(self, batch: Batch) -> bool:
         """One optimizer step; False if it was abandoned because the run should stop."""
@@ -131,7 +137,7 @@ class Loop:
                 found = self.setup.gradients(part, share)
             for name, value in found.items():
                 totals[name] = totals.get(name, 0) + value * share
-        factor = lr_factor(self.step, self.recipe.schedule)
+        factor = lr_factor(self.step, self.recipe.schedule) * self.setup.rate_scale
         # Averaged, because every process has to come to the same verdict on the step.
         totals["grad_norm"] = self.setup.optimizer.step(
             factor,
@@ -143,8 +149,31 @@ class Loop:
         self.step += 1
         return True
 
+    # ---------------------------------------------------------------------------------- when to do what
+
+    def _look(self, but_not: frozenset[str] = frozenset()) -> None:
+        """Whatever looks at the model at this step. `but_not` names what the log has of it already."""
+        train = self.recipe.train
+        looks = [("sentinel", train.sentinel_every, self._look_at_matrices), ("eval", train.eval_every, self._evaluate)]
+        if self.probe is not None:
+            looks.append(("sample", train.sample_every, self._sample))
+        for kind, every, look in looks:
+            untrained = self.step == 0 and kind != "eval"
+            if every and self._due(every) and not untrained and kind not in but_not:
+                look()
+
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.recipe.schedule.steps
+
+    def _is_time_to_save(self) -> bool:
+        return self._due(self.recipe.train.save_every) or self.step == decay_start(self.recipe.schedule)
+
+    def _should_end(self) -> bool:
+        return self.world.any(self.stop.reason is not None) or self._trouble() is not None
+
+    def _trouble(self) -> Trouble | None:
+        """What the run is paused for, or goes back for. The processes have read the same numbers, and agree."""
+        return self.readings.mendable if self.recipe.train.on_trouble != "report" else None
 
     def _batches(self) -> Prefetcher:
         mixture, world = self.setup.data.mixture, self.world
@@ -154,6 +183,8 @@ class Loop:
             self.recipe.schedule.steps,
             pin=world.device.type == "cuda",
         )
+
+    # -------------------------------------------------------------------------------- looking at the model
 
     def _evaluate(self) -> None:
         self.readings.catch_up()  # on every rank: they average what they read
@@ -175,10 +206,11 @@ class Loop:
             self.metrics.write("eval", self.step, **{name: score.to_dict() for name, score in scores.items()})
             self.readings.held_out = scores["all"].bits_per_byte
 
-    def _look_at_rank(self) -> None:
+    def _look_at_matrices(self) -> None:
+        self.readings.catch_up()
         if not (self.world.main or self.setup.sharded):
             return
-        found = singular_values(self.setup.model)
+        found, dead = singular_values(self.setup.model), dead_heads(self.setup.model)
         lost = [value.name for value in found if value.lost_rank]
         self.readings.sentinel = f"rank loss in {len(lost)}" if lost else "full rank"
         self.metrics.write(
@@ -186,145 +218,107 @@ class Loop:
             self.step,
             report=report(found),
             lost=lost,
+            dead_heads=dead,
             matrices={value.name: [value.smallest, value.largest] for value in found},
         )
+        self.readings.look(self.step, found, dead)
 
-    def _sample(self, probe: Probe) -> None:
+    def _sample(self) -> None:
+        self.readings.catch_up()
         model = whole_model(self.setup.model, keep=self.world.main)
-        if model is None:
+        if model is None or self.probe is None:
             return
         model.eval()
-        for record in probe(model):
-            self.metrics.write("sample", self.step, **record)
+        self.metrics.write_all("sample", self.step, self.probe(model))
         self.setup.model.train()
 
-    def _save(self, status: str, reason: str) -> Path:
+    # --------------------------------------------------------------------------------- saving and ending
+
+    def _save(self, status: str, reason: str = "") -> Path:
         self.readings.catch_up()
         folder = checkpoint_folder(self.recipe.folder, self.step)
-        phase = phase_of(max(self.step - 1, 0), self.recipe.schedule)
         if not (self.world.main or self.setup.sharded):
             return folder
         weights = gathered(self.setup.model.state_dict(), keep=self.world.main)
         optimizer = gathered(self.setup.optimizer.state_dict(), keep=self.world.main)
         if self.world.main:
-            facts = {
-                "steps": self.recipe.schedule.steps,
-                "phase": phase,
-                "status": status,
-                "reason": reason,
-                "tokens": self.setup.tokens_before
-                + self.step * self.recipe.train.batch_size * self.recipe.data.seq_len,
-                "skipped_steps": self.readings.skipped,
-                "data": self.setup.data.fingerprints,
-                "seconds": round(self.readings.seconds, 1),
-            }
+            self._require_finite({**weights, **optimizer})
+            self.metrics.flush()  # the log is never behind a checkpoint, even if the machine dies
+            facts = self._facts(status, reason, weights)
             save_checkpoint(
                 folder,
                 weights,
                 config=self.setup.model.config,
                 tokenizer=self.setup.tokenizer,
                 state=TrainingState(step=self.step, facts=facts, optimizer=optimizer),
-                notes={"recipe": self.recipe.name, "step": self.step, "phase": phase, "tokens": facts["tokens"]},
+                notes={
+                    "recipe": self.recipe.name,
+                    "step": self.step,
+                    "phase": facts["phase"],
+                    "tokens": facts["tokens"],
+                },
             )
+            self.parent = {"checkpoint": str(folder), "step": self.step, "weights": facts["weights"]}
             prune(self.recipe.folder, self.recipe.train.keep)
         return folder
 
-    def _end(self, status: str, reason: str) -> Outcome:
-        checkpoint = self._save(status, reason)
-        self.metrics.write("event", self.step, event=status, reason=reason)
-        return self._outcome(status, reason, checkpoint)
+    def _facts(self, status: str, reason: str, weights: dict[str, Tensor]) -> dict[str, Any]:
+        """What a checkpoint records of the run, for `shardscope info` and for going on."""
+        recipe, last = self.recipe, max(self.step - 1, 0)
+        return {
+            "run": recipe.name,
+            "steps": recipe.schedule.steps,
+            "phase": phase_of(last, recipe.schedule),
+            "status": status,
+            "reason": reason,
+            "tokens": self.setup.tokens_before + self.step * recipe.train.batch_size * recipe.data.seq_len,
+            "skipped_steps": self.readings.skipped,
+            "data": self.setup.data.fingerprints,
+            "data_position": {p.name: p.sequences for p in self.setup.data.mixture.plan(self.step)},
+            "learning_rate": recipe.optimizer.lr * lr_factor(last, recipe.schedule) * self.setup.rate_scale,
+            "seconds": round(self.readings.seconds, 1),
+            "weights": weights_digest(weights),
+            "tokenizer": self.setup.tokenizer.fingerprint,
+            "parent": self.parent,
+            "ancestors": self.setup.ancestors,
+            "code": self.setup.code,
+        }
 
-    def _outcome(self, status: str, reason: str, checkpoint: Path | None = None) -> Outcome:
-        folder = checkpoint or checkpoint_folder(self.recipe.folder, self.step)
-        return Outcome(status, reason, self.step, folder, self.scores, self.evaluated)
-
-
-class Readings:
-    """The numbers of each step: read from the device, logged, shown, and judged."""
-
-    def __init__(self, recipe: Recipe, setup: Setup, metrics: Metrics, progress: bool) -> None:
-        self.recipe, self.setup, self.metrics = recipe, setup, metrics
-        self.sentinel, self.held_out = "", math.nan
-        self.skipped, self.bad_in_a_row = setup.skipped, 0
-        self.seconds = setup.seconds
-        self._lag = LAG.get(setup.world.device.type, 1)
-        self._waiting: deque[tuple[int, float, dict[str, Tensor]]] = deque()
-        self._logged_at = (setup.step, time.perf_counter())
-        self._flops = flops_per_token(setup.model.config, recipe.data.seq_len)
-        self._peak = datasheet_flops(setup.world.device)
-        self._bar = progress_bar(
-            total=recipe.schedule.steps, initial=setup.step, desc=recipe.name, unit="step", disable=not progress
-        )
-
-    def __enter__(self) -> Readings:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
-
-    def add(self, step: int, lr: float, totals: dict[str, Tensor]) -> None:
-        self._waiting.append((step, lr, totals))
-        while len(self._waiting) > self._lag:
-            self._read(*self._waiting.popleft())
-
-    def catch_up(self) -> None:
-        while self._waiting:
-            self._read(*self._waiting.popleft())
-
-    def _read(self, step: int, lr: float, totals: dict[str, Tensor]) -> None:
-        world = self.setup.world
-        together = world.mean(torch.stack([value.float() for value in totals.values()]))
-        values = dict(zip(totals, together.tolist(), strict=True))
-        self._judge(step, values)
-        self._bar.update()
-        if (step + 1) % self.recipe.train.log_every == 0 or step + 1 == self.recipe.schedule.steps:
-            speed = self._speed(step + 1)
-            phase = phase_of(step, self.recipe.schedule)
-            self.metrics.write("train", step + 1, **values, lr=lr, phase=phase, skipped=self.skipped, **speed)
-            self._bar.set_postfix_str(self._line(values["cross_entropy"], lr, speed))
-
-    def _judge(self, step: int, values: dict[str, float]) -> None:
-        """A step with a non-finite loss or gradient left the weights alone; too many in a row end the run."""
-        if all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
-            self.bad_in_a_row = 0
-            return
-        self.skipped += 1
-        self.bad_in_a_row += 1
-        found = {name: repr(values[name]) for name in ("loss", "grad_norm")}
-        self.metrics.write("event", step + 1, event="skipped step", **found)
-        if self.bad_in_a_row >= self.recipe.train.max_bad_steps:
-            kept = newest_checkpoint(self.recipe.folder)
+    def _require_finite(self, tensors: dict[str, Tensor]) -> None:
+        """A checkpoint never holds what no run could go on from."""
+        broken = next((name for name, tensor in sorted(tensors.items()) if not tensor.isfinite().all()), None)
+        if broken is not None:
+            newest = newest_checkpoint(self.recipe.folder)
             raise TrainingError(
-                f"step {step + 1}: loss {values['loss']}, gradient norm {values['grad_norm']}; {self.bad_in_a_row} "
-                f"steps in a row were not finite (train.max_bad_steps). They changed no weight, and "
-                f"{f'the checkpoint {kept} is intact' if kept else 'no checkpoint had been saved yet'}. "
-                f"The batch of step {step + 1}: {self._batch_documents(step)}"
+                f"step {self.step}: {broken} holds numbers that are not finite, so nothing is saved; "
+                f"{f'the checkpoint {newest} is intact' if newest else 'no checkpoint had been saved yet'}; "
+                f"lower optimizer.lr={self.recipe.optimizer.lr:g}"
             )
 
-    def _batch_documents(self, step: int) -> str:
-        rows = self.setup.data.mixture.describe(step)
-        shown = "; ".join(f"{source}: {', '.join(origins[:3])}" for source, origins in rows[:8])
-        return shown + (f"; and {len(rows) - 8} more sequences" if len(rows) > 8 else "")
+    def _end(self) -> Outcome | None:
+        """Say how the run ended, with a checkpoint to go on from; None after going back to an earlier one."""
+        trouble = self._trouble()
+        if self.step == self.recipe.schedule.steps:  # saved by the loop
+            if self.evaluated == self.step or not self.world.main:
+                return self._outcome("finished", "every step is done", log=True)
+            return self._outcome("paused early", f"{self.stop.reason}, before the last evaluation", log=True)
+        if self.stop.reason is None and trouble is not None:
+            if self.recipe.train.on_trouble == "rewind" and self._went_back(trouble):
+                return None
+            reason = str(trouble)
+        else:
+            reason = self.stop.reason or "another process was stopped"
+        self._save("paused early", reason)
+        return self._outcome("paused early", reason, log=True)
 
-    def _speed(self, step: int) -> dict[str, float]:
-        before, then = self._logged_at
-        now = time.perf_counter()
-        self._logged_at = (step, now)
-        self.seconds += now - then
-        rate = (step - before) * self.recipe.train.batch_size * self.recipe.data.seq_len / (now - then)
-        speed = {"tokens_per_second": round(rate, 1)}
-        if self._peak:
-            speed["mfu"] = round(rate * self._flops / (self._peak * self.setup.world.size), 4)
-        return speed
+    def _went_back(self, trouble: Trouble) -> bool:
+        """Whether the run can be started again from before the trouble, at a lower rate."""
+        done = go_back(self.recipe.folder, trouble) if self.world.main else False
+        return self.world.any(done)
 
-    def _line(self, loss: float, lr: float, speed: dict[str, float]) -> str:
-        parts = [f"loss {loss:.3f}", f"lr {lr:.2e}", f"{speed['tokens_per_second']:,.0f} tokens/s"]
-        if "mfu" in speed:
-            parts.append(f"MFU {speed['mfu']:.0%}")
-        if not math.isnan(self.held_out):
-            parts.append(f"held-out {self.held_out:.3f} bits/byte")
-        if self.sentinel:
-            parts.append(self.sentinel)
-        if self.skipped:
-            parts.append(f"{self.skipped} skipped")
-        return ", ".join(parts)
+    def _outcome(self, status: str, reason: str, log: bool = False) -> Outcome:
+        if log:
+            self.metrics.write("event", self.step, event=status, reason=reason)
+        troubles = tuple(self.readings.health.active.values())
+        folder = checkpoint_folder(self.recipe.folder, self.step)
+        return Outcome(status, reason, self.step, folder, self.scores, self.evaluated, troubles)

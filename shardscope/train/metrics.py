@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from shardscope.config import ConfigError, Recipe
-from shardscope.files import appending, parse_json, write_text
+from shardscope.files import appending, parse_json, read_text, write_text
 
 FILE = "metrics.jsonl"
 
 
 @runtime_checkable
 class Logger(Protocol):
-    """A guest that is told the scalars as they come."""
+    """Is told the scalars of each line as it comes, named `kind/name`."""
 
-    def log(self, scalars: Mapping[str, float], step: int) -> None: ...
+    def log(self, kind: str, step: int, scalars: Mapping[str, float]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -39,13 +41,23 @@ class Metrics:
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+        self.write_all(kind, step, [values])
+
+    def write_all(self, kind: str, step: int, many: Sequence[Mapping[str, Any]]) -> None:
+        """Lines that belong together: after a kill the log has all of them or the first few, never one twice."""
+        now = round(time.time(), 3)
+        lines = [{"kind": kind, "step": step, "time": now, **values} for values in many]
         with appending(self.path):
-            self._file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+            self._file.write("".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines))
             self._file.flush()
-        scalars = {f"{kind}/{name}": value for name, value in _flat(values) if isinstance(value, (int, float))}
         for logger in self.loggers:
-            logger.log(scalars, step)
+            for line in lines:
+                logger.log(kind, step, scalars_of(line))
+
+    def flush(self) -> None:
+        """Until the disk has every line."""
+        with appending(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         with suppress(OSError):  # each line was flushed, or its failure was said
@@ -60,7 +72,10 @@ class NoMetrics(Metrics):
     def __init__(self) -> None:
         pass
 
-    def write(self, kind: str, step: int, **values: Any) -> None:
+    def write_all(self, kind: str, step: int, many: Sequence[Mapping[str, Any]]) -> None:
+        pass
+
+    def flush(self) -> None:
         pass
 
     def close(self) -> None:
@@ -83,21 +98,38 @@ def read_metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
     return lines
 
 
-def rewind(folder: Path, step: int | None) -> None:
-    """Drop what was logged after `step` (None: everything): a resumed run writes those lines again."""
-    if not (folder / FILE).exists():
-        return
-    kept = [line for line in read_metrics(folder) if step is not None and line["step"] <= step]
-    write_text(folder / FILE, "".join(json.dumps(line) + "\n" for line in kept))
+def rewind(folder: Path, step: int | None) -> set[tuple[str, int]]:
+    """Drop what was logged after `step` (None: everything): a resumed run writes those lines again.
+
+    The samples of `step` itself go too, because a kill may have come between them.
+    Returns (kind, step) of all lines that there were: what other loggers have been told.
+    """
+    lines = read_metrics(folder)
+    if (folder / FILE).exists():
+        kept = [line for line in lines if step is not None and line["step"] + (line.get("kind") == "sample") <= step]
+        write_text(folder / FILE, "".join(json.dumps(line) + "\n" for line in kept))
+    return {(str(line.get("kind")), line["step"]) for line in lines}
 
 
-def open_loggers(recipe: Recipe) -> list[Logger]:
-    """The guests that `train.loggers` names. Raises ConfigError when one is not installed."""
-    makers: dict[str, Callable[[Recipe], Logger]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+def scalars_of(line: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a line of metrics.jsonl by `kind/name`, nested names joined by a slash."""
+    inside = {name: value for name, value in line.items() if name not in ("kind", "step", "time")}
+    return {f"{line['kind']}/{name}": value for name, value in _flat(inside) if isinstance(value, (int, float))}
+
+
+def open_loggers(recipe: Recipe, told: Set[tuple[str, int]]) -> list[Logger]:
+    """What `train.loggers` names. `told` are the (kind, step) that earlier starts of this run have logged.
+
+    Raises ConfigError when one is not installed.
+    """
+    makers: dict[str, Callable[[], Logger]] = {
+        "tensorboard": lambda: TensorBoard(recipe.folder),
+        "wandb": lambda: WeightsAndBiases(recipe, told),
+    }
     loggers: list[Logger] = []
     for name in recipe.train.loggers:
         try:
-            loggers.append(makers[name](recipe))
+            loggers.append(makers[name]())
         except ImportError as error:
             raise ConfigError(
                 f"train.loggers names {name!r}, which is not installed ({error}); pip install 'shardscope[log]'"
@@ -106,36 +138,55 @@ def open_loggers(recipe: Recipe) -> list[Logger]:
 
 
 class TensorBoard:
-    def __init__(self, recipe: Recipe) -> None:
+    """Event files that say what metrics.jsonl says: they are made anew from it when a run is started again."""
+
+    def __init__(self, run: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(recipe.folder / "tensorboard"))
+        folder = run / "tensorboard"
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        self.writer = SummaryWriter(str(folder))
+        for line in read_metrics(run):
+            self.log(line["kind"], line["step"], scalars_of(line), line.get("time"))
 
-    def log(self, scalars: Mapping[str, float], step: int) -> None:
+    def log(self, kind: str, step: int, scalars: Mapping[str, float], when: float | None = None) -> None:
         for name, value in scalars.items():
-            self.writer.add_scalar(name, value, step)
+            self.writer.add_scalar(name, value, step, walltime=when)
 
     def close(self) -> None:
         self.writer.close()
 
 
 class WeightsAndBiases:
-    def __init__(self, recipe: Recipe) -> None:
+    """One W&B run for each folder. What it was told cannot be taken back, so it is never told a step twice."""
+
+    def __init__(self, recipe: Recipe, told: Set[tuple[str, int]]) -> None:
         import wandb
 
+        self._told = told
         try:
             self.run = wandb.init(
-                project="shardscope", name=recipe.name, id=recipe.name, resume="allow", config=recipe.to_dict(),
-                dir=str(recipe.folder),
+                project="shardscope", name=recipe.name, id=_wandb_id(recipe.folder), resume="allow",
+                config=recipe.to_dict(), dir=str(recipe.folder),
             )  # fmt: skip
         except wandb.Error as error:
             raise ConfigError(f"train.loggers names 'wandb', which says: {error} Or set WANDB_MODE=offline.") from None
 
-    def log(self, scalars: Mapping[str, float], step: int) -> None:
-        self.run.log(dict(scalars), step=step)
+    def log(self, kind: str, step: int, scalars: Mapping[str, float]) -> None:
+        if (kind, step) not in self._told:
+            self.run.log(dict(scalars), step=step)
 
     def close(self) -> None:
         self.run.finish()
+
+
+def _wandb_id(run: Path) -> str:
+    """A name of its own for each folder, whatever the recipe is called."""
+    stored = run / "wandb-id.txt"
+    if not stored.exists():
+        write_text(stored, secrets.token_hex(8) + "\n")
+    return read_text(stored).strip()
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,7 +23,7 @@ from shardscope.config import ConfigError, load_recipe
 from shardscope.data import prepare
 from shardscope.files import read_json
 from shardscope.tokenizer import Tokenizer
-from shardscope.train import TrainingError, loop, train
+from shardscope.train import TrainingError, loop, readings, train
 from shardscope.train.metrics import read_metrics
 from shardscope.train.run import claimed_folder, run_status
 
@@ -88,7 +88,7 @@ class StopAt(loop.Stop):
     @property
     def reason(self) -> str | None:
         caller = sys._getframe(1).f_code.co_name
-        if caller == "run":
+        if caller == "_should_end":
             self.asked += 1
         return "planted" if self.asked > self.steps else None
 
@@ -266,15 +266,93 @@ def test_what_a_run_killed_before_its_first_checkpoint_logged_is_logged_once(rec
     assert [line["event"] for line in lines if line["kind"] == "event"] == ["start", "finished"]
 
 
-def test_a_signal_in_the_last_evaluation_leaves_the_run_unfinished_until_it_is_made(
+def test_a_signal_in_the_last_evaluation_leaves_it_to_the_next_start(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "evaluate", lambda *_, **__: None)
     assert run(recipe_file).status == "paused early"
+    assert run_status(tmp_path / "run")["status"] == "finished"  # every step is done
     monkeypatch.undo()
     outcome = run(recipe_file)
     assert (outcome.status, outcome.step, outcome.evaluated) == ("finished", 20, 20)
     assert run(recipe_file).reason == "every step was already done"
+
+
+@pytest.mark.parametrize("fails", ["evaluation", "sampling", "sentinel"])
+def test_weights_are_saved_before_anything_that_can_fail(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    def fail(*_: object, **__: object) -> Any:
+        if list_checkpoints(tmp_path / "run")[-1:] and list_checkpoints(tmp_path / "run")[-1].name == "step-00000020":
+            raise ZeroDivisionError("planted")
+        return original(*_, **__) if fails != "sampling" else []
+
+    name = {"evaluation": "evaluate", "sentinel": "singular_values", "sampling": "evaluate"}[fails]
+    original = getattr(loop, name)
+    if fails != "sampling":
+        monkeypatch.setattr(loop, name, fail)
+    recipe = load_recipe(recipe_file, {"train.save_every": "15", "train.sample_every": "10"})
+    samples = [{"prompt": "one"}, {"prompt": "two"}]
+    with pytest.raises(ZeroDivisionError, match="planted"):
+        train(recipe, probe=fail if fails == "sampling" else lambda _: samples, progress=False)
+    assert list_checkpoints(tmp_path / "run")[-1].name == "step-00000020"
+    monkeypatch.undo()
+    assert train(recipe, probe=lambda _: samples, progress=False).status == "finished"
+    lines = read_metrics(tmp_path / "run")
+    for kind, steps in (("eval", [0, 10, 20]), ("sentinel", [10, 20])):
+        assert [line["step"] for line in lines if line["kind"] == kind] == steps
+    assert [line["step"] for line in lines if line["kind"] == "sample"][-2:] == [20, 20]
+
+
+def test_what_a_kill_left_undone_at_its_checkpoint_is_done_once(recipe_file: Path, tmp_path: Path) -> None:
+    """The kill comes after a checkpoint, before the model of that step is looked at, or in the midst of it."""
+    samples = [{"prompt": "one"}, {"prompt": "two"}]
+    recipe = load_recipe(recipe_file, {"train.sample_every": "10"})
+    train(recipe, probe=lambda _: samples, progress=False)
+    log = tmp_path / "run" / "metrics.jsonl"
+    whole = log.read_text().splitlines(keepends=True)
+    expected = [(line["kind"], line["step"]) for line in map(json.loads, whole)]
+    first = next(n for n, line in enumerate(expected) if line == ("sentinel", 10))
+    for lines in range(first, first + 5):
+        log.write_text("".join(whole[:lines]) + '{"kind": "tr')
+        forget_all_after(10, tmp_path / "run")
+        assert train(recipe, probe=lambda _: samples, progress=False).status == "finished"
+        found = [(line["kind"], line["step"]) for line in read_metrics(tmp_path / "run")]
+        assert sorted(found) == sorted([*expected, ("event", 10)])  # the second start
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_last_line_says_finished(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    run(recipe_file)
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    assert run(recipe_file).status == "finished"
+    assert [line["event"] for line in read_metrics(tmp_path / "run", "event")] == ["start", "start", "finished"]
+    assert len(losses(tmp_path / "run")) == len(read_metrics(tmp_path / "run", "train")) == 20
+    before = log.read_text()
+    assert run(recipe_file).reason == "every step was already done"
+    assert log.read_text() == before
+
+
+@pytest.mark.parametrize("what", ["a weight", "a momentum"])
+def test_what_is_not_finite_is_not_saved(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    original = loop.Loop._look_at_matrices
+
+    def look_and_break(self: loop.Loop) -> None:
+        original(self)
+        with torch.no_grad():
+            if what == "a weight":
+                self.setup.model.embed.W_E[0, 0] = torch.inf
+            else:
+                self.setup.optimizer.updates[0].momentum[0] = torch.nan
+
+    monkeypatch.setattr(loop.Loop, "_look_at_matrices", look_and_break)
+    with pytest.raises(TrainingError, match=r"step 15: .* not finite, so nothing is saved; .*10 is intact; lower opt"):
+        run(recipe_file)
+    assert list_checkpoints(tmp_path / "run")[-1].name == "step-00000010"
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(
@@ -312,7 +390,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_name_the_batch(
 def test_the_progress_line_shows_what_a_run_is_watched_for(
     recipe_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "datasheet_flops", lambda device: 1e12)
+    monkeypatch.setattr(readings, "datasheet_flops", lambda device: 1e12)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     poison(monkeypatch, {5})
     train(load_recipe(recipe_file), progress=True)
@@ -338,9 +416,20 @@ def test_weights_and_biases_gets_the_numbers_of_metrics_jsonl(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run(recipe_file, train__loggers="['wandb']")
-    (log,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
-    shown = {line["_step"]: line["train/loss"] for line in wandb_history(log) if "train/loss" in line}
-    assert shown == pytest.approx(losses(tmp_path / "run"), rel=1e-6)
+    shown = wandb_points(tmp_path / "run", "train/loss", 20)
+    assert dict(shown) == pytest.approx(losses(tmp_path / "run"), rel=1e-6)
+    assert len(shown) == 20
+
+
+def wandb_points(folder: Path, name: str, expected: int) -> list[tuple[int, float]]:
+    """(step, value) of every point that W&B was told, over all its sessions; its service writes them a little later."""
+    deadline = time.monotonic() + 60
+    while True:
+        lines = [line for log in folder.glob("wandb/offline-run-*/run-*.wandb") for line in wandb_history(log)]
+        points = [(line["_step"], line[name]) for line in lines if name in line]
+        if len(points) >= expected or time.monotonic() > deadline:
+            return points
+        time.sleep(0.2)
 
 
 def wandb_history(log: Path) -> Iterator[dict[str, Any]]:
@@ -359,6 +448,75 @@ def wandb_history(log: Path) -> Iterator[dict[str, Any]]:
             record = wandb_internal_pb2.Record.FromString(parts)
             yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             parts = b""
+
+
+def forget_all_after(step: int, folder: Path) -> None:
+    """As if the run had been killed when its newest checkpoint was the one of that step."""
+    for checkpoint in list_checkpoints(folder):
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+
+
+def test_after_a_kill_tensorboard_has_each_step_once(recipe_file: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    for _ in range(2):
+        run(recipe_file, train__loggers="['tensorboard']")
+        forget_all_after(10, tmp_path / "run")
+    events = [
+        event for file in (tmp_path / "run" / "tensorboard").iterdir() for event in EventFileLoader(str(file)).Load()
+    ]
+    steps = [event.step for event in events for value in event.summary.value if value.tag == "train/loss"]
+    assert steps == list(range(1, 21))
+    assert [e.step for e in events for value in e.summary.value if value.tag == "eval/all/loss"] == [0, 10, 20]
+
+
+def test_after_a_kill_weights_and_biases_has_each_step_once(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for _ in range(2):
+        run(recipe_file, train__loggers="['wandb']")
+        wandb_points(tmp_path / "run", "train/loss", 20)
+        forget_all_after(10, tmp_path / "run")
+    assert sorted(step for step, _ in wandb_points(tmp_path / "run", "train/loss", 20)) == list(range(1, 21))
+    assert sorted(step for step, _ in wandb_points(tmp_path / "run", "eval/all/loss", 3)) == [0, 10, 20]
+
+
+class RecordingWandb:
+    """Stands in for the package, and records what it is asked for."""
+
+    Error = RuntimeError
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.steps: list[int] = []
+
+    def init(self, **settings: Any) -> RecordingWandb:
+        self.ids.append(settings["id"])
+        return self
+
+    def log(self, scalars: dict[str, float], step: int) -> None:
+        if "train/loss" in scalars:
+            self.steps.append(step)
+
+    def finish(self) -> None:
+        pass
+
+
+def test_runs_in_two_folders_are_two_runs_of_weights_and_biases_and_a_resumed_one_is_one(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = RecordingWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
+    for folder in ("run", "run", "other"):
+        run(recipe_file, train__loggers="['wandb']", run_dir=str(tmp_path / folder))
+        forget_all_after(10, tmp_path / folder)
+    first, again, other = wandb.ids
+    assert first == again != other
+    assert wandb.steps == 2 * list(range(1, 21))  # of each folder
 
 
 def test_weights_and_biases_without_a_login_is_one_sentence(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("ipykernel")
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in ("induction", "probing")]
 LOADS = "CHECKPOINT = None"
 
 
@@ -97,3 +99,34 @@ def test_a_model_that_has_learnt_nothing_is_told_so(
 ) -> None:
     printed, _ = executed(name, "{}", tmp_path, monkeypatch, tiny_checkpoint)
     assert verdict in printed
+
+
+@pytest.mark.slow
+def test_the_notebook_for_an_empty_machine_trains_looks_and_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU, with fewer steps and less text; all else as it is committed. The installation is tested elsewhere."""
+    notebook = nbformat.read(ROOT / "notebooks" / "colab.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "nobody's numbers: everyone trains a model"
+    installs, trains, *_ = cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert installs.source.startswith("%pip install")
+    notebook.cells.remove(installs)
+    source = '[{name = "prose", path = "builtin:prose"}]'
+    flags = f"--schedule.steps=3 --train.eval_every=3 --train.eval_tokens=600 --data.sources='{source}'"
+    trains.source = trains.source.replace('FLAGS = ""', f"FLAGS = {flags!r}")
+    cells[-2].source = cells[-2].source.replace("LIMIT = 20", "LIMIT = 1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=str(tmp_path))
+    printed = [stdout(cell) for cell in cells]
+    assert printed[1].count("finished at step 3") == 2
+    assert "3-gram bytes" in printed[2]
+    assert printed[4].count("Question: What is 23 + 19?") == 1
+    [picture] = [output.data["text/html"] for output in cells[5].outputs if "data" in output]
+    assert "data:image/png;base64," in picture
+    assert re.search(r"loss \d+\.\d+ with the head, \d+\.\d+ without", printed[6])
+    assert "shard_arc_easy" in printed[7]
+    assert (tmp_path / "exported" / "model.safetensors").exists()

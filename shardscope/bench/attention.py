@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -23,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from shardscope.bench.measure import add_shared_arguments, at_least_one, machine, save, synchronize
 from shardscope.config import PRESETS, ShardConfig
 from shardscope.device import pick_device
-from shardscope.files import write_json
 from shardscope.microscope.heads import head_scores
 from shardscope.microscope.reading import MicroscopeError, read
 from shardscope.model import Shard
@@ -55,14 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", type=int, default=2048, help="length TransformerLens reads too (default 2048; 0: leave it out)"
     )
-    parser.add_argument(
-        "--repeats",
-        type=int,
-        default=3,
-        help=f"of every measurement that takes less than {PATIENCE:g} s; others are made once (default 3)",
-    )
-    parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
-    parser.add_argument("--out", metavar="FILE", help="where the JSON is written")
+    # What takes longer than PATIENCE seconds is measured once.
+    add_shared_arguments(parser, runs=3)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -71,12 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
     for tokens in (arguments.tokens, arguments.against or 1):
         if not 1 <= tokens <= n_ctx:
             raise MicroscopeError(f"{arguments.model} reads 1 to {n_ctx} tokens, not {tokens}")
-    if arguments.repeats < 1:
-        raise MicroscopeError(f"--repeats {arguments.repeats} measures nothing; use at least 1")
-
-    pick_device(arguments.device)
-
-    results: dict[str, Any] = {"machine": _machine(arguments.device)}
+    at_least_one(runs=arguments.runs)
+    device = pick_device(arguments.device)
+    results: dict[str, Any] = {"machine": machine(device)}
     rows: np.ndarray | None = None
     for name, reader, tokens in (
         ("long", "microscope", arguments.tokens),
@@ -87,9 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         if tokens == 0:
             break
         print(f"{reader}, {tokens:,} tokens …", file=sys.stderr, flush=True)
-        job = Job(
-            reader=reader, preset=arguments.model, tokens=tokens, device=arguments.device, repeats=arguments.repeats
-        )
+        job = Job(reader=reader, preset=arguments.model, tokens=tokens, device=str(device), repeats=arguments.runs)
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
             measured = process.submit(measure, job).result()
         found = measured.pop("rows")
@@ -98,19 +86,18 @@ def run(arguments: argparse.Namespace) -> int:
         elif rows is not None:
             measured["largest_difference"] = float(np.abs(found - rows).max())
         results[name] = measured
-        if arguments.out:  # after each, so that what is measured is kept
-            write_json(arguments.out, results, indent=2)
+        save(results, arguments.out)  # after each, so that what is measured is kept
     print("\n".join(table(results)))
     return 0
 
 
 def table(results: dict[str, Any]) -> list[str]:
     """The results as a Markdown table, with what is to be reached beside what was."""
-    machine, long = results["machine"], results["long"]
-    first, overview, memory = TARGETS["cuda" if machine["device"].startswith("cuda") else "cpu"]
+    place, long = results["machine"], results["long"]
+    first, overview, memory = TARGETS["cuda" if place["device"].startswith("cuda") else "cpu"]
     n = f"{long['tokens']:,} tokens"
     lines = [
-        f"| {machine['name']}, torch {machine['torch']} | measured | to reach |",
+        f"| {place['name']}, torch {place['torch']} | measured | to reach |",
         "|---|---|---|",
         f"| {n}: first map | {long['first_map']:.2f} s | {first:g} s |",
         f"| {n}: overview of all {long['heads']} heads | {long['overview']:.2f} s | {overview:g} s |",
@@ -161,7 +148,7 @@ def _microscope(model: Shard, ids: torch.Tensor, job: Job) -> dict[str, Any]:
         reading = scores = None  # two of them at once would count twice
         start, worked = perf_counter(), process_time()
         reading = read(model, ids)
-        _wait(job.device)
+        synchronize(model.device)
         times["read"].append(perf_counter() - start)
         reading.layers[layer].pooled(0)
         times["first_map"].append(perf_counter() - start)
@@ -203,7 +190,7 @@ def _transformer_lens(model: Shard, ids: torch.Tensor, job: Job) -> dict[str, An
             cache = None
             start = perf_counter()
             _, cache = bridge.run_with_cache(ids[None], **only)
-            _wait(job.device)
+            synchronize(model.device)
             times.append(perf_counter() - start)
             peak = peak or _peak(job.device)
             if times[-1] > PATIENCE:
@@ -234,11 +221,6 @@ def _seconds(call: Callable[..., object], *arguments: object) -> float:
     return perf_counter() - start
 
 
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
 def _held(device: str) -> int:
     """What this process holds now, in bytes: the model. From here on its peak counts."""
     if device.startswith("cuda"):
@@ -256,18 +238,3 @@ def _peak(device: str) -> int:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _machine(device: str) -> dict[str, Any]:
-    cuda = device.startswith("cuda")
-    name = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} {_cpu_name()} cores"
-    return {"device": device, "name": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
-
-
-def _cpu_name() -> str:
-    try:
-        lines: Sequence[str] = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

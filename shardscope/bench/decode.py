@@ -8,11 +8,6 @@ bandwidth bound the speed at batch 1.
 
 from __future__ import annotations
 
-import platform
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from shardscope.bench import measure
 from shardscope.checkpoint import load, save_checkpoint
 from shardscope.config import PRESETS, ConfigError, ShardConfig
 from shardscope.device import pick_device
-from shardscope.files import write_json
 from shardscope.generation.engine import generate
 from shardscope.generation.forward import Packed
 from shardscope.generation.sampling import SamplingConfig
@@ -39,6 +34,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PEER = "transformers"
+FLAGS = ("checkpoint", "model", "batch", "prompt", "new", "runs", "dtype", "out")
 STORY = (
     "The ferry left at six in the morning, when the harbour was still dark and only the baker had a light in his "
     "window. Anna stood at the rail with her brother and counted the boats that came in from the night's fishing. She "
@@ -56,7 +52,8 @@ class Measured:
     prompt: int
     new: int
     tokens_per_second: float
-    spread: float  # half the range of all runs over the median
+    spread: float | None  # as in measure.py
+    seconds: list[float]  # of every run
     same_tokens: float  # share of the generated tokens that equal the peer's
     bytes_per_token: float  # of weights and cache that a step reads, for each sequence
     share_of_bandwidth: float  # as if every token were a step of its own; above 1 where several share one
@@ -81,15 +78,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--new", nargs="+", type=int, default=[128], metavar="N", help="tokens to generate (default 128)"
     )
-    parser.add_argument("--runs", type=int, default=5, help="measured runs of each (default 5)")
-    parser.add_argument("--device", default="auto", help="torch device (default auto)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: float32 on a CPU, else bfloat16")
-    parser.add_argument("--out", metavar="FILE", help="where the JSON is written")
+    measure.add_shared_arguments(parser, runs=5)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON. Raises ConfigError for sizes that do not fit."""
     cases = _cases(arguments)
+    measure.at_least_one(runs=arguments.runs)
     device = pick_device(arguments.device)
     dtype = DTYPES[arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")]
     with TemporaryDirectory() as scratch:
@@ -97,26 +93,22 @@ def run(arguments: argparse.Namespace) -> int:
         model = load(checkpoint, device, dtype)
         if any(prompt + new > model.config.n_ctx for _, prompt, new in cases):
             raise ConfigError(f"--prompt and --new together exceed the model's context of {model.config.n_ctx}")
-        peer = exported(checkpoint, Path(scratch) / "exported", device, dtype)
+        peer = peer_of(measure.export(checkpoint, Path(scratch) / "exported"), device, dtype)
     bandwidth = memory_bandwidth(device)
     rows: list[Measured] = []
     for batch, prompt, new in cases:
         rows += compare(model, peer, batch, prompt, new, arguments.runs, bandwidth)
     report = {
-        "command": _command(arguments),
+        "command": measure.command_line("decode", arguments, *FLAGS),
+        "machine": measure.machine(device),
         "model": str(arguments.checkpoint or arguments.model),
         "parameters": model.n_params,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-        "measured": time.strftime("%Y-%m-%d", time.gmtime()),
         "memory_bandwidth": bandwidth,
         "rows": [asdict(row) for row in rows],
     }
     print(table(report))
-    if arguments.out:
-        write_json(arguments.out, report, indent=1)
+    measure.save(report, arguments.out)
     return 0
 
 
@@ -131,16 +123,6 @@ def _cases(arguments: argparse.Namespace) -> list[tuple[int, int, int]]:
     return list(zip(*(numbers * (many // len(numbers)) for numbers in lists), strict=True))
 
 
-def _command(arguments: argparse.Namespace) -> str:
-    """The command line that asks for this."""
-    words = ["shardscope", "bench", "decode"]
-    for name in ("checkpoint", "model", "batch", "prompt", "new", "runs", "dtype", "out"):
-        value = getattr(arguments, name)
-        if value and not (name == "model" and arguments.checkpoint):
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return " ".join(words)
-
-
 def random_checkpoint(config: ShardConfig, folder: Path) -> Path:
     """Seeded random weights whose greedy text does not hang on the last bits of a logit."""
     torch.manual_seed(0)
@@ -150,12 +132,10 @@ def random_checkpoint(config: ShardConfig, folder: Path) -> Path:
     return save_checkpoint(folder, model)
 
 
-def exported(checkpoint: str | Path, folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The same weights in stock transformers, by way of the public command."""
+def peer_of(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """An exported directory in stock transformers."""
     from transformers import AutoModelForCausalLM
 
-    command = [sys.executable, "-m", "shardscope.cli", "export", str(checkpoint), "--out", str(folder)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     peer: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return peer.to(device).eval()  # type: ignore[arg-type]
 
@@ -192,14 +172,7 @@ def compare(
         decoders["shardscope, lookup (default)"] = partial(ours, lookup=True)
     expected = theirs()
     texts = {name: decoder() for name, decoder in decoders.items()}  # warm
-    seconds: dict[str, list[float]] = {name: [] for name in decoders}
-    for _ in range(runs):
-        for name, decoder in decoders.items():
-            _synchronize(model.device)
-            start = time.perf_counter()
-            decoder()
-            _synchronize(model.device)
-            seconds[name].append(time.perf_counter() - start)
+    seconds = measure.taking_turns(decoders, runs, model.device)
     size = bytes_per_token(model, batch, prompt + new // 2)
     return [
         Measured(
@@ -207,8 +180,9 @@ def compare(
             batch=batch,
             prompt=prompt,
             new=new,
-            tokens_per_second=(speed := batch * new / statistics.median(times)),
-            spread=(max(times) - min(times)) / 2 / statistics.median(times),
+            tokens_per_second=(speed := batch * new / measure.summary(times).median),
+            spread=measure.summary(times).spread,
+            seconds=times,
             same_tokens=_share_equal(texts[name], expected),
             bytes_per_token=size,
             share_of_bandwidth=speed * size / bandwidth,
@@ -238,44 +212,50 @@ def memory_bandwidth(device: torch.device, megabytes: int = 512) -> float:
     """Bytes a second that one pass over a large array reads: the best of ten."""
     array = torch.ones(megabytes * 2**18, device=device)
     array.sum()
-    best = 0.0
-    for _ in range(10):
-        _synchronize(device)
-        start = time.perf_counter()
-        array.sum()
-        _synchronize(device)
-        best = max(best, array.nbytes / (time.perf_counter() - start))
-    return best
+    return array.nbytes / min(measure.seconds_of(array.sum, device) for _ in range(10))
 
 
 def table(report: dict[str, Any]) -> str:
     """The report as a Markdown table."""
+    machine = report["machine"]
     lines = [
-        f"{report['model']}, {report['dtype']}, {report['device']}, {report['threads']} threads, torch "
-        f"{report['torch']}; memory read at {report['memory_bandwidth'] / 1e9:.1f} GB/s",
+        f"{report['model']}, {report['dtype']}, {machine['name']}, {machine['threads']} threads, torch "
+        f"{machine['torch']}; memory read at {report['memory_bandwidth'] / 1e9:.1f} GB/s",
         "",
-        "| decoder | batch | prompt + new | tokens/s | spread | against peer | same tokens | MB/token | bandwidth |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
 
     def case(row: dict[str, Any]) -> tuple[int, int, int]:
         return row["batch"], row["prompt"], row["new"]
 
     base = {case(row): row["tokens_per_second"] for row in report["rows"] if row["decoder"] == PEER}
-    for row in report["rows"]:
-        lines.append(
-            f"| {row['decoder']} | {row['batch']} | {row['prompt']} + {row['new']} | {row['tokens_per_second']:,.1f} "
-            f"| ±{row['spread']:.0%} | {row['tokens_per_second'] / base[case(row)]:.2f}× | {row['same_tokens']:.1%} "
-            f"| {row['bytes_per_token'] / 1e6:.1f} | {row['share_of_bandwidth']:.0%} |"
-        )
-    return "\n".join(lines)
+    header = [
+        "decoder",
+        "batch",
+        "prompt + new",
+        "tokens/s",
+        "spread",
+        "against peer",
+        "same tokens",
+        "MB/token",
+        "bandwidth",
+    ]
+    cells = [
+        [
+            row["decoder"],
+            str(row["batch"]),
+            f"{row['prompt']} + {row['new']}",
+            f"{row['tokens_per_second']:,.1f}",
+            measure.shown_spread(row["spread"]),
+            f"{row['tokens_per_second'] / base[case(row)]:.2f}×",
+            f"{row['same_tokens']:.1%}",
+            f"{row['bytes_per_token'] / 1e6:.1f}",
+            f"{row['share_of_bandwidth']:.0%}",
+        ]
+        for row in report["rows"]
+    ]
+    return "\n".join([*lines, *measure.table(header, cells)])
 
 
 def _share_equal(texts: list[list[int]], expected: list[list[int]]) -> float:
     pairs = [pair for row, other in zip(texts, expected, strict=True) for pair in zip(row, other, strict=True)]
     return sum(a == b for a, b in pairs) / len(pairs)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

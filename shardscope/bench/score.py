@@ -8,13 +8,9 @@ questions. Runs alternate, so that what slows the machine slows both; medians ar
 from __future__ import annotations
 
 import json
-import platform
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from shardscope.bench import measure
 from shardscope.checkpoint import BUILT_IN, resolve_checkpoint, save_checkpoint
 from shardscope.config import PRESETS, ConfigError, ShardConfig
 from shardscope.device import pick_device
-from shardscope.files import write_json
 from shardscope.model import Shard
 from shardscope.resources import resource
 from shardscope.tokenizer import Tokenizer
@@ -39,6 +35,7 @@ if TYPE_CHECKING:
 SAMPLE = resource("evals") / "sample"
 ITEMS = Path("ai2_arc/ARC-Easy/test.jsonl")
 DTYPES = ("float32", "bfloat16")
+FLAGS = ("checkpoint", "model", "questions", "batch", "runs", "dtype", "out")
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,8 @@ class Measured:
     scorer: str
     batch: int
     questions_per_second: float
-    spread: float  # half the range of all runs over the median
+    spread: float | None  # as in measure.py
+    seconds: list[float]  # of every run
     furthest: float  # the largest difference of a log-likelihood from the peer's, in nats
 
 
@@ -60,50 +58,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--questions", type=int, default=64, metavar="N", help="at most (default 64)")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 32], metavar="N", help="batch sizes (default 1 32)")
-    parser.add_argument("--runs", type=int, default=3, help="measured runs of each (default 3)")
-    parser.add_argument("--device", default="auto", help="torch device (default auto)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else bfloat16")
-    parser.add_argument("--out", metavar="FILE", help="where the JSON is written")
+    measure.add_shared_arguments(parser, runs=3)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON. Raises ConfigError for a checkpoint or data that is not there."""
-    for flag, least in (("questions", arguments.questions), ("runs", arguments.runs), ("batch", min(arguments.batch))):
-        if least < 1:
-            raise ConfigError(f"--{flag} {least} measures nothing; use at least 1")
+    measure.at_least_one(questions=arguments.questions, runs=arguments.runs, batch=min(arguments.batch))
+    device = pick_device(arguments.device)
     named = resolve_checkpoint(arguments.checkpoint) if arguments.checkpoint else None
     requests = arc_requests(Path(arguments.data), arguments.questions)
-    device = pick_device(arguments.device)
     dtype = arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     with TemporaryDirectory() as scratch:
         checkpoint = named or random_checkpoint(PRESETS[arguments.model], Path(scratch) / "random")
-        command = [sys.executable, "-m", "shardscope.cli", "export", str(checkpoint), "--out", f"{scratch}/exported"]
-        exported = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if exported.returncode:
-            raise ConfigError(exported.stderr.strip().removeprefix("error: "))
+        exported = measure.export(checkpoint, Path(scratch) / "exported")
         rows = [
             row
             for batch in arguments.batch
-            for row in compare(checkpoint, f"{scratch}/exported", requests, batch, arguments.runs, str(device), dtype)
+            for row in compare(checkpoint, exported, requests, batch, arguments.runs, device, dtype)
         ]
     report = {
-        "command": "shardscope bench score",
+        "command": measure.command_line("score", arguments, *FLAGS),
+        "machine": measure.machine(device),
         "model": str(arguments.checkpoint or arguments.model),
         "data": ITEMS.as_posix(),  # wherever the folder lies
         "questions": _questions(requests),
         "requests": len(requests),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
         "dtype": dtype,
-        "torch": torch.__version__,
         "lm_eval": version("lm_eval"),
         "transformers": version("transformers"),
-        "measured": time.strftime("%Y-%m-%d", time.gmtime()),
         "rows": [asdict(row) for row in rows],
     }
     print(table(report))
-    if arguments.out:
-        write_json(arguments.out, report, indent=1)
+    measure.save(report, arguments.out)
     return 0
 
 
@@ -133,7 +120,7 @@ def compare(
     requests: Sequence[Instance],
     batch: int,
     runs: int,
-    device: str,
+    device: torch.device,
     dtype: str,
 ) -> list[Measured]:
     """A row for `hf` and one for `shard`."""
@@ -142,22 +129,19 @@ def compare(
     from shardscope.evals.harness import ShardLM
 
     scorers: dict[str, LM] = {
-        "hf": HFLM(pretrained=str(exported), device=device, batch_size=batch, dtype=dtype),
-        "shard": ShardLM(pretrained=str(checkpoint), device=device, batch_size=batch, dtype=dtype),
+        "hf": HFLM(pretrained=str(exported), device=str(device), batch_size=batch, dtype=dtype),
+        "shard": ShardLM(pretrained=str(checkpoint), device=str(device), batch_size=batch, dtype=dtype),
     }
     answers = {name: _answers(lm, requests) for name, lm in scorers.items()}  # warm
-    seconds: dict[str, list[float]] = {name: [] for name in scorers}
-    for _ in range(runs):
-        for name, lm in scorers.items():
-            start = time.perf_counter()
-            _answers(lm, requests)
-            seconds[name].append(time.perf_counter() - start)
+    ways = {name: partial(_answers, lm, requests) for name, lm in scorers.items()}
+    seconds = measure.taking_turns(ways, runs, device)
     return [
         Measured(
             scorer=name,
             batch=batch,
-            questions_per_second=_questions(requests) / statistics.median(times),
-            spread=(max(times) - min(times)) / 2 / statistics.median(times),
+            questions_per_second=_questions(requests) / measure.summary(times).median,
+            spread=measure.summary(times).spread,
+            seconds=times,
             furthest=max(abs(a - b) for a, b in zip(answers[name], answers["hf"], strict=True)),
         )
         for name, times in seconds.items()
@@ -167,23 +151,27 @@ def compare(
 def table(report: dict[str, Any]) -> str:
     """The report as a Markdown table."""
     base = {row["batch"]: row["questions_per_second"] for row in report["rows"] if row["scorer"] == "hf"}
-    lines = [
-        f"{report['model']}, {report['dtype']}, {report['device']}, {report['threads']} threads, torch "
-        f"{report['torch']}; {report['questions']} questions of {report['data']}",
-        "",
-        "| --model | batch | questions/s | spread | against hf | furthest log-likelihood |",
-        "|---|---:|---:|---:|---:|---:|",
+    machine = report["machine"]
+    title = (
+        f"{report['model']}, {report['dtype']}, {machine['name']}, {machine['threads']} threads, torch "
+        f"{machine['torch']}; {report['questions']} questions of {report['data']}"
+    )
+    header = ["--model", "batch", "questions/s", "spread", "against hf", "furthest log-likelihood"]
+    cells = [
+        [
+            row["scorer"],
+            str(row["batch"]),
+            f"{row['questions_per_second']:,.1f}",
+            measure.shown_spread(row["spread"]),
+            f"{row['questions_per_second'] / base[row['batch']]:.2f}×",
+            f"{row['furthest']:.1e}",
+        ]
+        for row in report["rows"]
     ]
-    for row in report["rows"]:
-        lines.append(
-            f"| {row['scorer']} | {row['batch']} | {row['questions_per_second']:,.1f} | ±{row['spread']:.0%} "
-            f"| {row['questions_per_second'] / base[row['batch']]:.2f}× | {row['furthest']:.1e} |"
-        )
-    return "\n".join(lines)
+    return "\n".join([title, "", *measure.table(header, cells)])
 
 
 def _answers(lm: LM, requests: Sequence[Instance]) -> list[float]:
-    # The answers are numbers on the host, so whatever the device, they are there when the call returns.
     return [logprob for logprob, _ in lm.loglikelihood(list(requests), disable_tqdm=True)]  # type: ignore[call-arg]
 
 

@@ -7,8 +7,6 @@ Muon and AdamW, and the metrics read one step late. What `shardscope bench train
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shardscope.bench.measure import (
+    add_shared_arguments,
+    command_line,
+    machine,
+    save,
+    seconds_of,
+    shown_spread,
+    summary,
+    synchronize,
+)
+from shardscope.bench.measure import table as markdown
 from shardscope.config import (
     PRESETS,
     ConfigError,
@@ -31,7 +40,6 @@ from shardscope.config import (
 )
 from shardscope.data import Batch, Prefetcher
 from shardscope.device import pick_device
-from shardscope.files import write_json
 from shardscope.model import Shard
 from shardscope.model.hooks import HookPoint
 from shardscope.model.kernels import fp8
@@ -40,6 +48,7 @@ from shardscope.train.graphed import PLAIN, Gradients
 from shardscope.train.muon import ShardOptimizer
 from shardscope.train.objective import Objective
 
+FLAGS = ("model", "seq_len", "tokens", "steps", "variants", "trace", "device", "out")
 BOS = 0
 # Tokens a device holds at once.
 MICRO = 131_072
@@ -73,14 +82,14 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A row of the table. Seconds are of one step; `spread` is half the range of the middle half over the median."""
+    """A row of the table. Seconds are of one step, the median; `spread` as in measure.py."""
 
     variant: str
     model: str
     seq_len: int
     tokens_per_step: int
     tokens_per_second: float
-    spread: float
+    spread: float | None
     step_seconds: float
     compile_seconds: float
     flops_per_token: float
@@ -115,8 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: all but vaultgemma on CUDA, else shard, vaultgemma",
     )
     parser.add_argument("--trace", type=int, default=0, metavar="N", help="steps of fast against float32 losses")
-    parser.add_argument("--device", default="auto", help="torch device (default auto)")
-    parser.add_argument("--out", metavar="FILE", help="where the JSON is written")
+    add_shared_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -143,57 +151,56 @@ def run(arguments: argparse.Namespace) -> int:
             "leave it out"
         )
     matmul = matmul_flops(device)
-    report: dict[str, Any] = {"command": _command(arguments), **machine(device)}
+    report: dict[str, Any] = {"command": command_line("train", arguments, *FLAGS), "machine": machine(device)}
     report |= {"matmul_flops": matmul, "rows": [], "traces": []}
-
-    def write() -> None:
-        if arguments.out:
-            write_json(arguments.out, report, indent=1)
-
     for model, seq_len in shapes:
         first = seq_len == lengths[model][0]
         # Compiling Llama takes a minute, and it has no window to gain from at another length.
         runs = [(name, step_tokens[0]) for name in names if first or name != "llama"]
         for name, tokens in runs + [(names[0], more) for more in step_tokens[1:]]:
-            row = measure(VARIANTS[name], model, seq_len, tokens, arguments.steps, device, matmul)
+            row = timed(VARIANTS[name], model, seq_len, tokens, arguments.steps, device, matmul)
             report["rows"].append(asdict(row))
             print(f"{row.model} T={row.seq_len} {row.variant}: {row.tokens_per_second:,.0f} tokens/s", flush=True)
-            write()
+            save(report, arguments.out)
     if arguments.trace:
         for model in models:
             traced = [name for name in names if name in ("shard", "fp8")]
             losses = trace(traced, PRESETS[model], lengths[model][0], arguments.trace, device)
             report["traces"].append({"model": model, "seq_len": lengths[model][0], "losses": losses})
-            write()
+            save(report, arguments.out)
     print(table(report))
     return 0
 
 
-def _command(arguments: argparse.Namespace) -> str:
-    """The command line that asks for this."""
-    words = ["shardscope", "bench", "train"]
-    for name in ("model", "seq_len", "tokens", "steps", "variants", "trace", "device", "out"):
-        value = getattr(arguments, name)
-        if value:
-            flag = "--" + name.replace("_", "-")
-            words += [flag, *(str(item) for item in (value if isinstance(value, list) else [value]))]
-    return " ".join(words)
-
-
 def table(report: dict[str, Any]) -> str:
     """The report as a Markdown table, and a line for every trace of losses."""
-    lines = [
-        "| model | T | tokens a step | variant | tokens/s | spread | MFU, sheet | MFU, matmul | memory | compile |",
-        "|" + 10 * "---|",
+    header = [
+        "model",
+        "T",
+        "tokens a step",
+        "variant",
+        "tokens/s",
+        "spread",
+        "MFU sheet",
+        "MFU matmul",
+        "memory",
+        "compile",
     ]
-    for row in report["rows"]:
-        speed = f"{row['tokens_per_second']:,.0f} | ±{row['spread']:.1%}"
-        shares = [f"{row[key]:.1%}" if row[key] else "–" for key in ("mfu_datasheet", "mfu_matmul")]
-        memory = f"{row['peak_memory_gb']:.1f} GB" if row["peak_memory_gb"] else "–"
-        lines.append(
-            f"| {row['model']} | {row['seq_len']} | {row['tokens_per_step']:,} | {row['variant']} | {speed} | "
-            f"{' | '.join(shares)} | {memory} | {row['compile_seconds']:.0f} s |"
-        )
+    cells = [
+        [
+            row["model"],
+            str(row["seq_len"]),
+            f"{row['tokens_per_step']:,}",
+            row["variant"],
+            f"{row['tokens_per_second']:,.0f}",
+            shown_spread(row["spread"]),
+            *(f"{row[key]:.1%}" if row[key] else "–" for key in ("mfu_datasheet", "mfu_matmul")),
+            f"{row['peak_memory_gb']:.1f} GB" if row["peak_memory_gb"] else "–",
+            f"{row['compile_seconds']:.0f} s",
+        ]
+        for row in report["rows"]
+    ]
+    lines = markdown(header, cells)
     for found in report["traces"]:
         *variants, reference = found["losses"]
         exact = found["losses"][reference]
@@ -207,37 +214,13 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    cuda = device.type == "cuda"
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
-        "threads": None if cuda else torch.get_num_threads(),
-        "torch": torch.__version__,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,
-    }
-
-
 def matmul_flops(device: torch.device) -> float:
     """The rate of a large matrix product here, FLOP/s: bfloat16 on CUDA, float32 elsewhere."""
     cuda = device.type == "cuda"
     size, dtype = (8192, torch.bfloat16) if cuda else (1024, torch.float32)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    seconds = statistics.median(timed(lambda: a @ b, device) for _ in range(12))
+    seconds = summary([seconds_of(lambda: a @ b, device) for _ in range(12)]).median
     return 2 * size**3 / seconds
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def recipe_of(
@@ -266,7 +249,7 @@ def recipe_of(
     )
 
 
-def measure(
+def timed(
     variant: Variant, model: str, seq_len: int, tokens: int, steps: int, device: torch.device, matmul: float
 ) -> Measured:
     """Time `steps` steps after those in which everything is compiled and the caches fill."""
@@ -280,7 +263,7 @@ def measure(
     step = make_step(variant, config, seq_len, tokens, device)
     with noise(config.vocab_size, batch, seq_len, steps + PLAIN + 3, device) as batches:
         following = iter(batches)
-        compile_seconds = timed(lambda: step(next(following)), device)
+        compile_seconds = seconds_of(lambda: step(next(following)), device)
         # Three more with which shapes become graphs, and one to capture them.
         for _ in range(PLAIN + 1):
             step(next(following))
@@ -293,9 +276,8 @@ def measure(
             waiting = found
             seconds.append(time.perf_counter() - start)
         synchronize(device)
-    typical = statistics.median(seconds)
-    low, _, high = statistics.quantiles(seconds, n=4)
-    rate = tokens / typical
+    timing = summary(seconds)
+    rate = tokens / timing.median
     flops = flops_per_token(config, seq_len)
     promised = datasheet_flops(device)
     return Measured(
@@ -304,9 +286,9 @@ def measure(
         seq_len=seq_len,
         tokens_per_step=tokens,
         tokens_per_second=round(rate, 1),
-        spread=round((high - low) / 2 / typical, 4),
-        step_seconds=round(typical, 5),
-        compile_seconds=round(max(0.0, compile_seconds - typical), 1),
+        spread=timing.spread,
+        step_seconds=round(timing.median, 5),
+        compile_seconds=round(max(0.0, compile_seconds - timing.median), 1),
         flops_per_token=flops,
         mfu_datasheet=round(rate * flops / promised, 4) if promised else None,
         mfu_matmul=round(rate * flops / matmul, 4),

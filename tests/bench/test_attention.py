@@ -40,7 +40,7 @@ def test_both_readers_of_the_bench_see_the_same_weights() -> None:
 @pytest.mark.slow
 def test_the_bench_runs_as_a_command_and_keeps_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "attention.json"
-    words = ("--model", "shard-pico", "--tokens", "300", "--against", "0", "--repeats", "2", "--out", str(file))
+    words = ("--model", "shard-pico", "--tokens", "300", "--against", "0", "--runs", "2", "--out", str(file))
     assert room.run(arguments(*words)) == 0
     results = json.loads(file.read_text())
     assert capsys.readouterr().out.strip() == "\n".join(table(results))
@@ -69,7 +69,7 @@ def test_the_table_in_the_docs_is_the_one_the_numbers_give() -> None:
     [
         (("--tokens", "9000"), "shard-54m reads 1 to 8192 tokens, not 9000"),
         (("--against", "-5"), "reads 1 to 8192 tokens, not -5"),
-        (("--repeats", "0"), "--repeats 0 measures nothing"),
+        (("--runs", "0"), "--runs 0 measures nothing"),
         (("--device", "foo"), "device='foo' is no torch device"),
     ],
 )

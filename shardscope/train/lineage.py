@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -46,18 +47,15 @@ def ancestors_of(start: Path | None, weights: Mapping[str, Tensor]) -> list[dict
     """What a run that forks from the checkpoint `start`, with these weights, records of the runs before it."""
     if start is None:
         return []
-    facts = read_json(start / STATE, CheckpointError) if (start / STATE).exists() else {}
     notes = read_notes(start)
-    older = facts.get("ancestors")
-    return [
-        *(older if isinstance(older, list) else []),
-        {
-            "run": str(notes.get("recipe") or start.name),
-            "checkpoint": str(start.resolve()),
-            "step": facts.get("step"),
-            "weights": weights_digest(weights),
-        },
-    ]
+    facts = read_json(start / STATE, CheckpointError) if (start / STATE).exists() else {}
+    this = {
+        "run": str(notes.get("recipe") or start.name),
+        "checkpoint": str(start.resolve()),
+        "step": facts.get("step"),
+        "weights": weights_digest(weights),
+    }
+    return [*_ancestors(start), this]
 
 
 def family_tree(run: Path) -> str:
@@ -97,15 +95,31 @@ class _Member:
 def _chain(run: Path) -> list[_Member]:
     """A run's ancestors, the oldest first, and the run itself."""
     newest = (list_checkpoints(run) or [run])[-1]
-    ancestors = read_json(newest / STATE, CheckpointError).get("ancestors") if (newest / STATE).exists() else None
-    places = [Path(a["checkpoint"]) for a in ancestors or []]
-    steps = [None, *(a.get("step") for a in ancestors or [])]
-    folders = [place.parents[1] if place.parent.name == "checkpoints" else place for place in places]
-    return [_Member(folder, step) for folder, step in zip([*folders, run], steps, strict=True)]
+    found: list[_Member] = []
+    forked_at = None
+    for ancestor in _ancestors(newest):
+        place = Path(ancestor["checkpoint"])
+        found.append(_Member(place.parents[1] if place.parent.name == "checkpoints" else place, forked_at))
+        forked_at = ancestor["step"] if isinstance(ancestor.get("step"), int) else None
+    return [*found, _Member(run, forked_at)]
+
+
+def _ancestors(checkpoint: Path) -> list[dict[str, Any]]:
+    """What `ancestors_of` recorded; nothing where the state cannot be read, which is for those to say who need it."""
+    with suppress(CheckpointError):
+        recorded = read_json(checkpoint / STATE, CheckpointError).get("ancestors")
+        if isinstance(recorded, list) and all(
+            isinstance(a, dict) and isinstance(a.get("checkpoint"), str) for a in recorded
+        ):
+            return recorded
+    return []
 
 
 def _state_of(run: Path) -> str:
     if not list_checkpoints(run):
         return "no longer here"
-    status = run_status(run)
-    return f"step {status['step']:,} of {status['steps']:,}, {status['status']}"
+    try:
+        status = run_status(run)
+        return f"step {status['step']:,} of {status['steps']:,}, {status['status']}"
+    except (CheckpointError, KeyError, ValueError, TypeError):
+        return "its state cannot be read"

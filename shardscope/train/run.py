@@ -25,8 +25,7 @@ from shardscope.checkpoint import (
 )
 from shardscope.config import ConfigError, Recipe, user_path
 from shardscope.files import is_partial, locked, read_json, remove_folder, remove_partial, write_json
-from shardscope.train.health import Trouble, troubles_of
-from shardscope.train.metrics import read_metrics
+from shardscope.train.health import Trouble
 from shardscope.train.schedule import phase_of
 
 RECIPE, REWINDS = "recipe.json", "rewinds.json"
@@ -226,15 +225,3 @@ def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = ""
         elif old != new:
             found.append((prefix + key, old, new))
     return found
-
-
-def describe_run(run: Path) -> str:
-    """What a run's log says of its health, as text: trouble with its steps, and times it went back. Empty: none."""
-    facts = [
-        ("trouble", f"{trouble}{'' if over is None else f'; over at step {over:,}'}")
-        for trouble, over in troubles_of(read_metrics(run, "event"))
-    ]
-    facts += [
-        ("went back", f"{back['trouble']}; the rate is times {back['rate_scale']:g} since") for back in times_back(run)
-    ]
-    return "\n".join(f"{name:14} {value}" for name, value in facts)

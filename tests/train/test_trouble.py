@@ -15,9 +15,10 @@ from shardscope.config import load_recipe
 from shardscope.files import read_json
 from shardscope.recipes.command import run_recipe
 from shardscope.train import Outcome, readings, train
+from shardscope.train.about import describe_run
 from shardscope.train.health import Health, Trouble
 from shardscope.train.metrics import read_metrics
-from shardscope.train.run import describe_run, go_back
+from shardscope.train.run import go_back
 
 # At this rate every step throws the model somewhere else; it never gets below the entropy of single words.
 ABSURD = {"optimizer.lr": "3", "schedule.steps": "100", "train.save_every": "40", "train.eval_every": "1000"}

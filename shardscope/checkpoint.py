@@ -1,31 +1,35 @@
 """Checkpoints: directories that any tool can read, written whole or not at all.
 
 A checkpoint holds `model.safetensors` (TransformerLens's weight names), `config.json`, `tokenizer.json`, and,
-when training can go on from it, `optimizer.safetensors` and `state.json`. A run is a folder with `recipe.json`,
-`metrics.jsonl` and `checkpoints/step-00001000/`. Nothing in them is code: no pickles.
+when training can go on from it, `optimizer.safetensors` and `state.json`; `manifest.json` has the SHA-256 of each.
+A run is a folder with `recipe.json`, `metrics.jsonl` and `checkpoints/step-00001000/`. Nothing in them is code: no
+pickles.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from shardscope.config import ConfigError, ShardConfig, suggest
 from shardscope.device import pick_device
-from shardscope.files import read_json, whole_folder, write_json, write_tensors
+from shardscope.files import file_inside, read_json, whole_folder, write_json
+from shardscope.manifest import MANIFEST, DamagedError, compared, write_manifest
 from shardscope.model import Shard
+from shardscope.tensors import read_header, read_tensors, why_no_weights, write_tensors
 from shardscope.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+PARTS = (WEIGHTS, CONFIG, TOKENIZER, OPTIMIZER, STATE)
 BUILT_IN = Path(__file__).parent / "builtin"
 RUNS = Path("runs")
 
@@ -70,6 +74,7 @@ def save_checkpoint(
         if state is not None:
             write_tensors(partial / OPTIMIZER, state.optimizer)
             write_json(partial / STATE, {"step": state.step, **state.facts})
+        write_manifest(partial, [name for name in PARTS if (partial / name).exists()])
     return Path(folder)
 
 
@@ -77,27 +82,45 @@ def load(
     path: str | Path | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype | None = torch.float32,
+    verify: bool = True,
 ) -> Shard:
     """A model in eval mode, with `.config` and `.tokenizer`.
 
     `path` is a checkpoint or a run (its newest checkpoint). Without it: the built-in checkpoint if one ships, else
     the newest run under `runs/`. `device` auto is CUDA, else MPS, else the CPU. `dtype` None keeps the stored one,
-    which is bfloat16 for the built-in checkpoint. Raises CheckpointError, or ConfigError for an absent device.
+    which is bfloat16 for the built-in checkpoint. `verify` compares the files with the checkpoint's manifest, in
+    threads beside the loading; False saves that for very large files. Raises CheckpointError, or ConfigError for an
+    absent device.
     """
     place = pick_device(device)
     folder = resolve_checkpoint(path)
-    config = read_config(folder)
-    weights = read_weights(folder, config)
-    stored = next(iter(weights.values())).dtype
-    model = Shard.of_weights(config, weights, dtype or stored, place)
-    if (folder / TOKENIZER).exists():
-        model.tokenizer = Tokenizer.load(folder / TOKENIZER)
-        if model.tokenizer.vocab_size > config.vocab_size:
-            raise CheckpointError(
-                f"{folder}: the tokenizer has {model.tokenizer.vocab_size} entries but the model only "
-                f"{config.vocab_size}; put the tokenizer.json that the model was trained with beside it"
-            )
+    with _compared(folder, (WEIGHTS, CONFIG, TOKENIZER)) if verify else nullcontext():
+        config = read_config(folder)
+        weights = read_weights(folder, config)
+        stored = next(iter(weights.values())).dtype
+        model = Shard.of_weights(config, weights, dtype or stored, place)
+        if os.path.lexists(folder / TOKENIZER):
+            model.tokenizer = Tokenizer.load(file_inside(folder, TOKENIZER, CheckpointError))
+            if model.tokenizer.vocab_size > config.vocab_size:
+                raise CheckpointError(
+                    f"{folder}: the tokenizer has {model.tokenizer.vocab_size} entries but the model only "
+                    f"{config.vocab_size}; put the tokenizer.json that the model was trained with beside it"
+                )
     return model.eval()
+
+
+@contextmanager
+def _compared(folder: Path, names: Sequence[str]) -> Iterator[None]:
+    """`compared` of the manifest, with what to do where a file is not as it was saved."""
+    try:
+        with compared(folder, names):
+            yield
+    except DamagedError as error:
+        older = [c for c in list_checkpoints(folder.parent.parent) if folder.name.startswith("step-") and c < folder]
+        instead = f"the checkpoint before it is {older[-1]}; " if older else ""
+        raise CheckpointError(
+            f"{error}; {instead}use another copy, or delete {MANIFEST} to take the files as they are"
+        ) from None
 
 
 def resolve_checkpoint(path: str | Path | None = None) -> Path:
@@ -113,7 +136,13 @@ def resolve_checkpoint(path: str | Path | None = None) -> Path:
             )
         return list_checkpoints(max(runs, key=lambda run: list_checkpoints(run)[-1].stat().st_mtime))[-1]
     path = Path(path)
-    if (path / WEIGHTS).exists():
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: no checkpoint can be read there: {error}") from None
+    if os.path.lexists(path / WEIGHTS):
         return path
     if checkpoints := list_checkpoints(path):
         return checkpoints[-1]
@@ -145,75 +174,117 @@ def read_config(folder: Path) -> ShardConfig:
 
 def read_notes(folder: Path) -> dict[str, Any]:
     """All of config.json. Raises CheckpointError when it is not a Shard's."""
-    notes = read_json(folder / CONFIG, CheckpointError)
+    notes = read_json(file_inside(folder, CONFIG, CheckpointError), CheckpointError)
     if notes.get("model_type") != "shard" or not isinstance(notes.get("model"), dict):
         raise CheckpointError(
-            f"{folder / CONFIG}: model_type={notes.get('model_type')!r} is not a Shardscope checkpoint; "
+            f"{folder / CONFIG}: model_type={_shown(notes.get('model_type'))!r} is not a Shardscope checkpoint; "
             "use `shardscope import` for other formats"
         )
     return notes
 
 
 def read_weights(folder: Path, config: ShardConfig) -> dict[str, Tensor]:
-    """The weights, checked against the config by name and shape."""
-    weights = read_tensors(folder / WEIGHTS)
+    """The weights, checked against the config by name and shape; all are finite floats of 16 bits or more."""
+    path = file_inside(folder, WEIGHTS, CheckpointError)
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in Shard(config).state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    found = {name: entry.shape for name, entry in read_header(path, CheckpointError).items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise CheckpointError(
-                f"{folder / WEIGHTS}: {name} is {found.get(name, 'missing')}, the config says "
+                f"{path}: {name[:100]} is {found.get(name, 'missing')}, the config says "
                 f"{expected.get(name, 'there is no such weight')}; the file does not belong to this config.json"
             )
+    weights = read_tensors(path, CheckpointError)
+    if reason := why_no_weights(weights):
+        raise CheckpointError(f"{path}: {reason}")
     return weights
 
 
 def read_training_state(folder: Path) -> TrainingState:
-    """The training state beside the weights. Raises CheckpointError when the checkpoint was saved without one."""
+    """The training state beside the weights, compared with the manifest.
+
+    Raises CheckpointError when the checkpoint was saved without one, and when it is not as it was saved.
+    """
     if not (folder / STATE).exists():
         raise CheckpointError(f"{folder}: holds no training state ({STATE}); it can be loaded but not trained on")
-    facts = read_json(folder / STATE, CheckpointError)
-    return TrainingState(step=facts.pop("step"), facts=facts, optimizer=read_tensors(folder / OPTIMIZER))
+    with _compared(folder, (STATE, OPTIMIZER)):
+        facts = read_facts(folder)
+        path = file_inside(folder, OPTIMIZER, CheckpointError)
+        optimizer = read_tensors(path, CheckpointError)
+        floats = {name: tensor for name, tensor in optimizer.items() if tensor.is_floating_point()}
+        if reason := why_no_weights(floats):
+            raise CheckpointError(f"{path}: {reason}")
+    return TrainingState(step=facts.pop("step"), facts=facts, optimizer=optimizer)
 
 
-def read_metadata(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Name to (dtype, shape) of every tensor in a safetensors file, without reading the tensors."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no iterator there)
-            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from None
+# What the facts in state.json are, where they are there.
+_FACTS: dict[str, type] = {
+    **dict.fromkeys(("step", "steps", "tokens", "skipped_steps"), int),
+    **dict.fromkeys(("phase", "status", "reason"), str),
+    **{"seconds": float, "data": dict},
+}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from None
+def read_facts(folder: Path) -> dict[str, Any]:
+    """state.json: `step`, and facts about the run. Raises CheckpointError when one of them is not what it should be."""
+    path = file_inside(folder, STATE, CheckpointError)
+    facts = read_json(path, CheckpointError)
+    for name, kind in _FACTS.items():
+        value: Any = facts.get(name, None if name == "step" else kind())
+        fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+        if not fits or (isinstance(value, int | float) and not 0 <= value < 2**53):
+            raise CheckpointError(f"{path}: {name} is {_shown(value)}, which no run can have")
+    named = re.fullmatch(r"step-(\d+)", folder.name)
+    if named and int(named[1]) != facts["step"]:
+        raise CheckpointError(
+            f"{path}: says step {facts['step']}, but its folder is {folder.name}; one of them is wrong"
+        )
+    return facts
 
 
 def describe(path: str | Path | None = None) -> str:
-    """What a checkpoint or run is, as text: architecture, training, and the state of its run."""
+    """What a checkpoint or run is, as text: architecture, training, the state of its run, and whether it is whole.
+
+    Compares every file with the manifest. Raises CheckpointError.
+    """
     folder = resolve_checkpoint(path)
+    with _compared(folder, PARTS):
+        facts = _described(folder)
+    return "\n".join(f"{name:14} {value}" for name, value in facts.items())
+
+
+def _described(folder: Path) -> dict[str, object]:
     notes, config = read_notes(folder), read_config(folder)
     kinds = "".join(kind[0].upper() for kind in config.layer_kinds)
-    dtypes = sorted({dtype for dtype, _ in read_metadata(folder / WEIGHTS).values()})
-    facts = {
+    header = read_header(file_inside(folder, WEIGHTS, CheckpointError), CheckpointError)
+    facts: dict[str, object] = {
         "checkpoint": folder,
-        "parameters": f"{config.n_params:,} ({', '.join(dtypes)})",
+        "parameters": f"{config.n_params:,} ({', '.join(sorted({entry.dtype for entry in header.values()}))})",
         "layers": f"{config.n_layers}, {kinds} (S sliding over {config.window} tokens, G global)",
         "width": f"d_model {config.d_model}, {config.n_heads} heads of {config.d_head}, d_mlp {config.d_mlp}",
         "vocabulary": f"{config.vocab_size:,}, context {config.n_ctx:,}",
-        **{name: value for name, value in notes.items() if name not in ("model_type", "model")},
+        **{_shown(name): _shown(value) for name, value in notes.items() if name not in ("model_type", "model")},
     }
-    if (folder / STATE).exists():
-        state = read_json(folder / STATE, CheckpointError)
-        reason = f" ({state['reason']})" if state.get("reason") else ""
+    if os.path.lexists(folder / STATE):
+        state = read_facts(folder)
+        reason = f" ({_shown(state['reason'])})" if state.get("reason") else ""
         facts["step"] = f"{state['step']:,} of {state.get('steps', state['step']):,}"
-        facts["state"] = f"{state.get('status', 'unknown')}{reason}"
+        facts["state"] = f"{_shown(state.get('status', 'unknown'))}{reason}"
         if state.get("skipped_steps"):
-            facts["skipped steps"] = state["skipped_steps"]
-    facts = {name: f"{value:,}" if isinstance(value, int) else value for name, value in facts.items()}
-    return "\n".join(f"{name:14} {value}" for name, value in facts.items())
+            facts["skipped steps"] = f"{state['skipped_steps']:,}"
+    if os.path.lexists(folder / MANIFEST):
+        facts["files"] = f"as they were saved ({MANIFEST})"
+    else:
+        facts["files"] = f"without {MANIFEST}, so whether they are as they were saved cannot be said"
+    return facts
+
+
+def _shown(value: object, most: int = 200) -> str:
+    """A value of a stranger's file for a message or a terminal: on one line, and not without end."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+        text = str(value) if isinstance(value, bool) else f"a {type(value).__name__}"
+    else:
+        text = f"{value:,}" if isinstance(value, int) else str(value)
+    text = text if len(text) <= most else text[:most] + "…"
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

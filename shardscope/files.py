@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from shardscope.config import ConfigError
 
@@ -118,14 +116,6 @@ def write_json(path: str | Path, values: Any, indent: int | None = 2) -> Path:
     return write_text(path, json.dumps(values, indent=indent) + "\n")
 
 
-def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
-    """Write a safetensors file whole, from tensors on any device. Raises WriteError."""
-    with whole_file(path) as partial:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial, metadata)
-        partial.chmod(_mode_of_new_files())  # safetensors' own is for the owner alone
-    return Path(path)
-
-
 @contextmanager
 def appending(path: Path) -> Iterator[None]:
     """For a file that grows by lines, and so is not written whole: a failed write is a WriteError here too."""
@@ -173,15 +163,16 @@ def locked(handle: int, unknown: bool = True) -> bool:
     return True
 
 
-def _temporary_name(path: Path) -> Path:
-    # Of a long name only the beginning: most file systems allow 255 bytes.
-    return path.parent / f".{path.name[:40]}.{secrets.token_hex(4)}.partial"
-
-
-def _mode_of_new_files() -> int:
+def default_mode() -> int:
+    """The rights that a new file gets, which the user's umask says."""
     umask = os.umask(0)
     os.umask(umask)
     return 0o666 & ~umask
+
+
+def _temporary_name(path: Path) -> Path:
+    # Of a long name only the beginning: most file systems allow 255 bytes.
+    return path.parent / f".{path.name[:40]}.{secrets.token_hex(4)}.partial"
 
 
 def _exchange(partial: Path, folder: Path) -> None:
@@ -260,6 +251,20 @@ def regular_file(path: Path, failure: type[ConfigError] = ReadError) -> Path:
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
         raise failure(f"{path}: cannot be read: it is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file")
+    return path
+
+
+def file_inside(folder: Path, name: str, failure: type[ConfigError] = ReadError) -> Path:
+    """`folder`/`name`, a regular file. Raises `failure` where it is none, or a link that leads out of the folder.
+
+    A run's checkpoints may share files, and a snapshot of the Hugging Face hub links to the blobs beside it.
+    """
+    path = regular_file(folder / name, failure)
+    around = folder.resolve()
+    if around.parent.name in ("checkpoints", "snapshots"):
+        around = around.parents[1]
+    if path.is_symlink() and not path.resolve().is_relative_to(around):
+        raise failure(f"{path}: is a link that leads out of {around}; put the file itself there")
     return path
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "shardscope"
-LEAVES = {"config", "device", "files", "processes", "progress", "resources", "tokenizer"}
+LEAVES = {"config", "device", "files", "manifest", "processes", "progress", "resources", "tensors", "tokenizer"}
 # Room: the rooms it may import from, besides itself.
 ARROWS = {
     "config": set(),
     "device": {"config"},
     "files": {"config"},
+    "manifest": {"config", "files", "tensors"},
+    "tensors": {"config", "files"},
     "processes": {"config"},
     "tokenizer": {"config", "files", "tokenizer_checks"},
     "tokenizer_checks": set(),

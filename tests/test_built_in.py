@@ -204,3 +204,11 @@ def test_the_card_lists_every_source_with_the_licence_that_the_text_came_with() 
     assert len(found) > 50
     for domain, repository, licence, size in found:
         assert f"| {domain} | {repository} | {licence} | {size} |" in CARD, repository
+
+
+def test_its_files_are_the_ones_that_were_measured() -> None:
+    """`load` compares them with the manifest each time; here the manifest is one."""
+    manifest = json.loads((BUILT_IN / "manifest.json").read_text(encoding="utf-8"))["files"]
+    assert manifest.keys() == {"model.safetensors", "config.json", "tokenizer.json"}
+    for name, entry in manifest.items():
+        assert hashlib.sha256((BUILT_IN / name).read_bytes()).hexdigest() == entry["sha256"], name

@@ -33,10 +33,10 @@ from shardscope.files import (
     whole_folder,
     write_bytes,
     write_json,
-    write_tensors,
     write_text,
 )
 from shardscope.recipes.command import run_recipe
+from shardscope.tensors import write_tensors
 from shardscope.tokenizer import Tokenizer
 
 LONG = "word " * 20_000
@@ -265,7 +265,7 @@ def test_an_export_and_an_import_for_which_there_is_no_room_leave_nothing(
     formats: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words in (
-        ["export", str(formats[0]), str(tmp_path / "out")],
+        ["export", str(formats[0]), "--out", str(tmp_path / "out")],
         ["import", str(formats[1]), "--out", str(tmp_path / "out")],
     ):
         with room_for(5000):

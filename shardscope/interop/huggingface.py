@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from shardscope.checkpoint import WEIGHTS, load, read_tensors
+from shardscope.checkpoint import WEIGHTS, load
 from shardscope.config import ConfigError, ShardConfig
-from shardscope.files import read_json, whole_folder, write_tensors, write_text
+from shardscope.files import read_json, whole_folder, write_text
 from shardscope.interop.model_card import model_card
 from shardscope.interop.rounding import DTYPES, greedy_kept
 from shardscope.model import Shard
+from shardscope.tensors import metadata_of, read_tensors, write_tensors
 from shardscope.tokenizer import Tokenizer, TokenizerError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def import_pretrained(folder: str | Path) -> Shard:
     values = read_json(folder / "config.json", HomeError)
     side, pattern = _read_side_file(folder / EXACT_NORMS)
     config = shard_config(values, pattern, where=str(folder / "config.json"))
-    weights = from_vaultgemma(read_tensors(folder / WEIGHTS), config, side, where=str(folder / WEIGHTS))
+    weights = from_vaultgemma(read_tensors(folder / WEIGHTS, HomeError), config, side, where=str(folder / WEIGHTS))
     widest = reduce(torch.promote_types, {weight.dtype for weight in weights.values()})
     model = Shard.of_weights(config, weights, widest)
     if (folder / "tokenizer.json").exists():
@@ -335,12 +335,7 @@ def _norms(model: Shard) -> dict[str, Tensor]:
 def _read_side_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
     if not path.exists():
         return {}, None
-    try:
-        with safe_open(path, framework="pt") as file:
-            pattern = (file.metadata() or {}).get("layer_pattern")
-    except (OSError, SafetensorError) as error:
-        raise HomeError(f"{path}: cannot be read as safetensors: {error}; without this file the rest is read") from None
-    return read_tensors(path), pattern
+    return read_tensors(path, HomeError), metadata_of(path, HomeError).get("layer_pattern")
 
 
 # --------------------------------------------------------------------------------------- tokens and generation

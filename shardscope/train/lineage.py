@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 import shardscope
-from shardscope.checkpoint import STATE, CheckpointError, list_checkpoints, read_notes
-from shardscope.files import read_json
+from shardscope.checkpoint import STATE, CheckpointError, list_checkpoints, read_facts, read_notes
 from shardscope.train.run import run_status
 
 
@@ -48,7 +47,7 @@ def ancestors_of(start: Path | None, weights: Mapping[str, Tensor]) -> list[dict
     if start is None:
         return []
     notes = read_notes(start)
-    facts = read_json(start / STATE, CheckpointError) if (start / STATE).exists() else {}
+    facts = read_facts(start) if (start / STATE).exists() else {}
     this = {
         "run": str(notes.get("recipe") or start.name),
         "checkpoint": str(start.resolve()),
@@ -107,7 +106,7 @@ def _chain(run: Path) -> list[_Member]:
 def _ancestors(checkpoint: Path) -> list[dict[str, Any]]:
     """What `ancestors_of` recorded; nothing where the state cannot be read, which is for those to say who need it."""
     with suppress(CheckpointError):
-        recorded = read_json(checkpoint / STATE, CheckpointError).get("ancestors")
+        recorded = read_facts(checkpoint).get("ancestors")
         if isinstance(recorded, list) and all(
             isinstance(a, dict) and isinstance(a.get("checkpoint"), str) for a in recorded
         ):

@@ -20,6 +20,7 @@ from shardscope.checkpoint import (
     WEIGHTS,
     CheckpointError,
     list_checkpoints,
+    read_facts,
     read_notes,
     resolve_checkpoint,
 )
@@ -196,7 +197,7 @@ def step_of(checkpoint: Path) -> int:
 
 def phase_at(checkpoint: Path) -> str | None:
     """The phase that a checkpoint ended in; None where it does not say, as when only its weights were kept."""
-    for read in (lambda: read_json(checkpoint / STATE, CheckpointError), lambda: read_notes(checkpoint)):
+    for read in (lambda: read_facts(checkpoint), lambda: read_notes(checkpoint)):
         with suppress(CheckpointError):
             return str(read()["phase"]) if "phase" in read() else None
     return None
@@ -212,7 +213,7 @@ def run_status(run: Path) -> dict[str, Any]:
     resumable = [c for c in list_checkpoints(run) if (c / STATE).exists()]
     if not resumable:
         return {"status": "no checkpoint yet"}
-    facts = read_json(resumable[-1] / STATE, CheckpointError)
+    facts = read_facts(resumable[-1])
     return {key: facts.get(key) for key in ("step", "steps", "phase", "status", "reason")}
 
 

@@ -20,11 +20,11 @@ from shardscope.checkpoint import (
     TrainingState,
     list_checkpoints,
     load,
+    read_facts,
     read_training_state,
 )
 from shardscope.config import ConfigError, Recipe, ShardConfig, user_path
 from shardscope.data import Prepared, prepare, sample_documents
-from shardscope.files import read_json
 from shardscope.model import Shard
 from shardscope.tokenizer import Tokenizer
 from shardscope.train.distributed import World
@@ -247,7 +247,7 @@ def _state(folder: Path) -> TrainingState:
     if (folder / STATE).exists() and (folder / OPTIMIZER).exists():
         return read_training_state(folder)
     log.warning("%s: holds weights alone; the optimizer begins without momentum", folder)
-    facts = read_json(folder / STATE, CheckpointError) if (folder / STATE).exists() else {}
+    facts = read_facts(folder) if (folder / STATE).exists() else {}
     return TrainingState(step=0, facts=facts)
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from shardscope.checkpoint import list_checkpoints, read_tensors
+from shardscope.checkpoint import list_checkpoints
 from shardscope.config import load_recipe
+from shardscope.tensors import read_tensors
 from shardscope.train import train
 from shardscope.train.metrics import read_metrics
 

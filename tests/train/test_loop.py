@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from shardscope import load
-from shardscope.checkpoint import STATE, list_checkpoints, read_tensors
+from shardscope.checkpoint import STATE, list_checkpoints
 from shardscope.config import ConfigError, load_recipe
 from shardscope.data import prepare
 from shardscope.files import read_json
+from shardscope.tensors import read_tensors
 from shardscope.tokenizer import Tokenizer
 from shardscope.train import TrainingError, loop, readings, train
 from shardscope.train.metrics import read_metrics

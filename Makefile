@@ -12,11 +12,16 @@ TRITON ?= 3.6.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check eval browser clean help
+# For test-cpus: instructions/threads, and which tests.
+CPUS ?= $(foreach cpu,default avx2 native,$(foreach threads,1 2 4,$(cpu)/$(threads)))
+CPU_TESTS ?= tests
+
+.PHONY: demo test test-cpus check eval browser clean help
 
 help:
 	@echo "make demo     train a small model here, score it, open it in the explorer (SERVE=0: stop before serving)"
 	@echo "make test     run all tests"
+	@echo "make test-cpus  run them as on CPUs with fewer instructions, with 1, 2 and 4 threads (hours; CPU_TESTS=tests/model: less)"
 	@echo "make eval     score the built-in model offline on a small sample, earlier runs beside it"
 	@echo "make check    format, lint and types"
 	@echo "make browser  find or install the Chromium that the page tests drive"
@@ -55,8 +60,16 @@ eval: $(VENV)/.dev
 
 test: $(VENV)/.dev browser
 	$(BIN)/python -m pytest -m "not browser" --numprocesses auto --maxprocesses 4 --dist loadfile
-	@# A page on a slow machine may miss a click; what fails is tried once more, and has to pass then.
-	$(BIN)/python -m pytest -m browser || $(BIN)/python -m pytest -m browser --last-failed
+	$(BIN)/python -m pytest -m browser
+
+# Other machines round differently: PyTorch's kernels depend on the CPU's instructions, sums on the number of threads.
+test-cpus: $(VENV)/.dev
+	@for cpu in $(CPUS); do \
+	  instructions=$${cpu%/*}; threads=$${cpu#*/}; \
+	  echo "Instructions: $$instructions, threads: $$threads"; \
+	  if [ "$$instructions" = native ]; then unset ATEN_CPU_CAPABILITY; else export ATEN_CPU_CAPABILITY=$$instructions; fi; \
+	  OMP_NUM_THREADS=$$threads $(BIN)/python -m pytest --quiet -p no:cacheprovider $(CPU_TESTS) || exit 1; \
+	done
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -93,24 +95,58 @@ def room_of(path: Path) -> str:
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if room_of(path) not in ("cli", "__init__"))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_the_arrows_point_one_way(path: Path) -> None:
-    room = room_of(path)
-    for module, _ in imports(path):
-        parts = module.split(".")
-        if parts[0] != "shardscope" or len(parts) == 1:
-            continue
-        target = {"load": "checkpoint", "Shard": "model", "ShardConfig": "config", **LATER}.get(parts[1], parts[1])
-        assert target == room or target in ARROWS[room], f"{room} may not import {module}"
+def rooms_imported_by(path: Path) -> set[str]:
+    """The other rooms that a file imports from."""
+    names = {"load": "checkpoint", "Shard": "model", "ShardConfig": "config", **LATER}
+    parts = [module.split(".") for module, _ in imports(path)]
+    rooms = {names.get(part[1], part[1]) for part in parts if part[0] == "shardscope" and len(part) > 1}
+    return rooms - {room_of(path)}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_heavy_guests_stay_in_their_own_rooms(path: Path) -> None:
-    for module, _ in imports(path):
-        guest = module.split(".")[0]
-        if guest in sys.stdlib_module_names or guest in CORE or guest == "shardscope":
-            continue
-        assert room_of(path) in GUESTS.get(guest, set()), f"{room_of(path)} imports {module}"
+def test_the_arrows_point_one_way() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)} may not import {room}"
+        for path in FILES
+        for room in sorted(rooms_imported_by(path) - ARROWS[room_of(path)])
+    ]
+    assert not wrong
+
+
+def test_heavy_guests_stay_in_their_own_rooms() -> None:
+    wrong = []
+    for path in FILES:
+        for guest in {module.split(".")[0] for module, _ in imports(path)}:
+            known = guest in sys.stdlib_module_names or guest in CORE or guest == "shardscope"
+            if not known and room_of(path) not in GUESTS.get(guest, set()):
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {guest}")
+    assert not wrong
+
+
+CONTRIBUTING = PACKAGE.parent / "CONTRIBUTING.md"
+
+
+def picture() -> str:
+    """The rooms in the order in which they may be read, each with those it imports that no other of them implies."""
+    direct: dict[str, set[str]] = {}
+    for path in FILES:
+        direct.setdefault(room_of(path), set()).update(rooms_imported_by(path))
+    order = list(TopologicalSorter(direct).static_order())
+    below: dict[str, set[str]] = {}
+    for room in order:
+        below[room] = direct[room].union(*(below[other] for other in direct[room]))
+    depth: dict[str, int] = {}
+    for room in order:
+        depth[room] = max((depth[other] + 1 for other in direct[room]), default=0)
+    lines = []
+    for room in sorted(order, key=lambda room: (depth[room], room)):
+        implied = set().union(*(below[other] for other in direct[room]))
+        lines.append(f"    {room:<18}<- {', '.join(sorted(direct[room] - implied)) or '(nothing of ours)'}")
+    return "\n".join([*lines, "    cli               <- all of them; apps/ too"])
+
+
+def test_contributing_shows_the_rooms_and_arrows_that_the_imports_have() -> None:
+    page = CONTRIBUTING.read_text(encoding="utf-8")
+    assert picture() in page, "the imports have changed; `python tests/test_architecture.py` draws the picture anew"
 
 
 def test_nothing_in_the_package_knows_of_a_browser() -> None:
@@ -207,3 +243,9 @@ def test_another_way_of_writing_would_be_found(tmp_path: Path, line: str) -> Non
     assert len(writes(tmp_path / "room.py")) == 1
     (tmp_path / "room.py").write_text("text.replace('a', 'b')\nopen(path).read()\nopen(path, 'rb')\nos.open(path, 0)\n")
     assert writes(tmp_path / "room.py") == []
+
+
+if __name__ == "__main__":
+    shown = CONTRIBUTING.read_text(encoding="utf-8")
+    drawn = re.sub(r"(?m)^    \w+ +<- .*(\n    \w+ +<- .*)+", lambda _: picture(), shown)
+    CONTRIBUTING.write_text(drawn, encoding="utf-8")

@@ -27,7 +27,10 @@ def test_the_readmes_python_runs_as_written(tiny_checkpoint: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -43,14 +46,26 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def test_every_recipe_and_command_of_the_readme_exists() -> None:
     from shardscope.cli import main
+    from shardscope.recipes.command import find_recipe
 
     for recipe in re.findall(r"recipes/[\w-]+\.toml", README):
         assert (ROOT / recipe).exists()
+    for name in re.findall(r"shardscope train ([\w-]+)`", README):
+        assert find_recipe(name).exists()
     for command in set(re.findall(r"`shardscope (\w+)", README)):
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0
 
 
-def test_the_readme_is_a_screen_and_a_half() -> None:
+def test_the_readme_is_a_screen_and_a_half_and_contributing_one() -> None:
     assert len(README.splitlines()) <= 75
+    assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) <= 62
+
+
+def test_contributing_names_files_and_folders_that_exist() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:shardscope|apps|evals|recipes|scripts|docs|\.ci)/[\w./-]*)`", page)
+    assert len(named) > 10
+    for name in named:
+        assert "NAME" in name or (ROOT / name).exists(), name

@@ -56,6 +56,14 @@ COMMANDS = (
         ("failures runs/shard-pico-anneal", 'failures --prompt "Solve: 17 * 23 = ?" --seed 3'),
     ),
     Command(
+        "xray",
+        "Why a text loops: onset, heads and MLPs, the smallest set that breaks it, and cures.",
+        (
+            'xray --prompt "The capital of France is"',
+            'xray runs/shard-pico-anneal --prompt "Once upon a time" --json loop.json --picture loop.svg',
+        ),
+    ),
+    Command(
         "eval",
         "Score ARC, GSM8K, MATH and arithmetic offline on a small sample, earlier runs beside it.",
         (

@@ -142,10 +142,10 @@ def find_cause(
     report = progress or _silent
     report(0.0, "switching off every part alone")
     parts = lab.alone()
-    report(0.35, "searching the smallest set")
-    smallest = lab.smallest(parts, max_size)
-    report(0.55, "switching off the heads that look back")
+    report(0.35, "switching off the heads that look back")
     copying = lab.copying(suspects, max_size)
+    report(0.45, "searching the smallest set")
+    smallest = lab.smallest(parts, copying, max_size)
     report(0.65, "drawing random sets")
     rng = np.random.default_rng(seed)
     copying_effect = lab.set_effect(copying)
@@ -222,7 +222,8 @@ class _Lab:
     def alone(self) -> list[PartEffect]:
         played = self.replay.play([[part] for part in self.parts], self.bank, [[0]] * len(self.parts))
         self.interventions += len(self.parts)
-        self.margins = played.margin
+        # The most negative effect first.
+        self.strongest = [self.parts[row] for row in played.log_odds.mean(axis=1).argsort(kind="stable")]
         effects, intervals = self.effects(played.log_odds)
         return [
             PartEffect(
@@ -238,7 +239,7 @@ class _Lab:
             for row, part in enumerate(self.parts)
         ]
 
-    def smallest(self, alone: Sequence[PartEffect], max_size: int) -> list[Part] | None:
+    def smallest(self, alone: Sequence[PartEffect], copying: list[Part], max_size: int) -> list[Part] | None:
         """The smallest set that breaks the loop and leaves the model a model; if there is none, the smallest of all.
 
         Of single parts the one that costs least elsewhere. Whatever ruins a model breaks its loops, too.
@@ -249,24 +250,28 @@ class _Lab:
         cheapest = min(costs, key=lambda part: costs[part], default=None)
         if cheapest is not None and costs[cheapest] <= RUINOUS:
             return [cheapest]
-        found = self.greedy([part for part, cost in costs.items() if cost > RUINOUS], max_size)
-        if cheapest is not None and (found is None or self.costs([found])[0] > RUINOUS):
-            return [cheapest]
-        return found
+        found = [self.greedy([part for part, cost in costs.items() if cost > RUINOUS], max_size)]
+        if self.breaks([copying])[0]:
+            found.append(self.pruned(copying))
+        sets = [parts for parts in found if parts is not None]
+        harmless = [parts for parts, cost in zip(sets, self.costs(sets), strict=True) if cost <= RUINOUS]
+        if cheapest is not None:
+            sets = [[cheapest]]
+        return min(harmless or sets, key=len, default=None)
 
     def greedy(self, without: Sequence[Part], max_size: int) -> list[Part] | None:
-        """Add the part that brings the loop's weakest token nearest to losing, until the loop breaks; then prune."""
+        """Add the part without which the loop's tokens lose most log-odds, until the loop breaks; then prune."""
         found: list[Part] = []
-        # The parts that come nearest alone; others are not likely to do more together.
-        nearest = [self.parts[row] for row in np.argsort(self.margins.min(axis=1), kind="stable")]
-        nearest = [part for part in nearest if part not in without][:CANDIDATES]
-        while len(found) < min(max_size, len(nearest)):
-            candidates = [[*found, part] for part in nearest if part not in found]
+        # Those that do most alone; the others are not likely to do more together.
+        strongest = [part for part in self.strongest if part not in without][:CANDIDATES]
+        while len(found) < min(max_size, len(strongest)):
+            candidates = [[*found, part] for part in strongest if part not in found]
             scores = self.replay.scores(candidates, self.bank)
             self.interventions += len(candidates)
-            weakest = scores.margin.min(axis=1)
-            found = candidates[int(weakest.argmin())]
-            if weakest.min() < 0 and self.breaks([found])[0]:
+            best = int(scores.log_odds.mean(axis=1).argmin())
+            found = candidates[best]
+            # While every token of the loop is still the likeliest, greedy text is the loop.
+            if scores.margin[best].min() < 0 and self.breaks([found])[0]:
                 return self.pruned(found)
         return None
 

@@ -69,6 +69,7 @@ def test_equal_weights_have_equal_digests_and_others_have_others() -> None:
     weights = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
     assert weights_digest(weights) == weights_digest(dict(reversed(weights.items())))
     assert weights_digest(weights) == weights_digest({**weights, "a": weights["a"].T.contiguous().T})
+    assert weights_digest({"steps": torch.tensor(3.0)}) != weights_digest({"steps": torch.tensor(4.0)})
     others = (
         {**weights, "a": weights["a"].view(3, 2)},
         {"c": weights["a"], "b": weights["b"]},

@@ -1,0 +1,27 @@
+"""Runs `tests/hostile/deaths.py`, for its short form in the suite and the long one of `make hostile`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PROGRAM = Path(__file__).parent / "hostile" / "deaths.py"
+
+
+def die(recipe: Path, folder: Path, ways: dict[str, int | str], seed: int = 0) -> dict[str, dict[str, Any]]:
+    """For each way to die how many cases were tried, said in a sentence, and lost."""
+    words = [f"{way}={cases}" for way, cases in ways.items()]
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(recipe), str(folder), *words, "--seed", str(seed)],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = {each["way"]: each for each in json.loads(done.stdout.splitlines()[-1])}
+    if folder_of_figures := os.environ.get("SHARDSCOPE_HOSTILE_JSON"):
+        for way, figures in found.items():
+            (Path(folder_of_figures) / f"death-{way}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    return found

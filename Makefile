@@ -16,13 +16,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 CPUS ?= $(foreach cpu,default avx2 native,$(foreach threads,1 2 4,$(cpu)/$(threads)))
 CPU_TESTS ?= tests
 
-.PHONY: demo test test-cpus check eval browser clean help
+.PHONY: hostile demo test test-cpus check eval browser clean help
 
 help:
 	@echo "make demo     train a small model here, score it, open it in the explorer (SERVE=0: stop before serving)"
 	@echo "make test     run all tests"
 	@echo "make test-cpus  run them as on CPUs with fewer instructions, with 1, 2 and 4 threads (hours; CPU_TESTS=tests/model: less)"
 	@echo "make eval     score the built-in model offline on a small sample, earlier runs beside it"
+	@echo "make hostile  kill, starve and fill up runs in every way there is (up to an hour)"
 	@echo "make check    format, lint and types"
 	@echo "make browser  find or install the Chromium that the page tests drive"
 	@echo "make clean    delete $(VENV) and caches; runs/ stays"
@@ -70,6 +71,9 @@ test-cpus: $(VENV)/.dev
 	  if [ "$$instructions" = native ]; then unset ATEN_CPU_CAPABILITY; else export ATEN_CPU_CAPABILITY=$$instructions; fi; \
 	  OMP_NUM_THREADS=$$threads $(BIN)/python -m pytest --quiet -p no:cacheprovider $(CPU_TESTS) || exit 1; \
 	done
+
+hostile: $(VENV)/.dev
+	$(BIN)/python -m pytest -m hostile tests/hostile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

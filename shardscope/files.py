@@ -15,7 +15,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
                 _flush(path.parent)
     finally:
         if partial is not path:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that has become read-only; what went wrong first is what is said
+                partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -130,14 +131,19 @@ def remove_partial(folder: Path) -> None:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder; it loses its name first, so that a kill halfway leaves nothing that looks whole."""
+    """Delete a folder; it loses its name first, so that a kill halfway leaves nothing that looks whole.
+
+    Raises WriteError where that is not possible.
+    """
     doomed = _temporary_name(folder)
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
+    with _said(folder):
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def is_partial(name: str) -> bool:

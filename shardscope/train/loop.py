@@ -85,16 +85,19 @@ def _what_is_intact(recipe: Recipe) -> Iterator[None]:
     """To an error of the disk or the memory is added what the run can go on from."""
     try:
         yield
-    except (WriteError, MemoryError, RuntimeError) as error:
+    except (WriteError, OSError, MemoryError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in reason
-        if not (isinstance(error, WriteError) or no_memory):
-            raise
         newest = list_checkpoints(recipe.folder)[-1:]
-        kept = f"the run's newest checkpoint, {newest[0]}, is whole" if newest else "no checkpoint had been saved yet"
-        if no_memory:
-            raise TrainingError(f"no memory is left ({reason}); lower train.micro_batch or the model; {kept}") from None
-        raise WriteError(f"{reason}; {kept}") from None
+        intact = f"the run's newest checkpoint, {newest[0]}, is whole" if newest else "no checkpoint had been saved yet"
+        if isinstance(error, WriteError):
+            raise WriteError(f"{reason}; {intact}") from None
+        if isinstance(error, OSError):
+            raise TrainingError(f"{error.filename or recipe.folder}: {error.strerror or reason}; {intact}") from error
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in reason:
+            raise TrainingError(
+                f"no memory is left ({reason}); lower train.micro_batch or the model; {intact}"
+            ) from None
+        raise
 
 
 class Loop:

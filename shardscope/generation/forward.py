@@ -210,7 +210,12 @@ class Packed:
         x = F.embedding(tokens, self.embedding)
         angles = rotary_angles(self.rotary, spans[0].query)
         for block, layer, span in zip(self.blocks, layers, spans, strict=True):
-            x = block(x, layer, span, angles)
+            q, k, v = block.project(x, *angles)
+            keys, values = layer.extend(k, v, span)
+            x = block.output(x, _attend(q, keys, values, span))
+        return self.normalised(x)
+
+    def normalised(self, x: Residual) -> Residual:
         return F.rms_norm(x, x.shape[-1:], self.final_norm, self.config.norm_eps)
 
     @torch.inference_mode()
@@ -234,12 +239,15 @@ class PackedBlock:
         self.W_O = rearrange(attn.W_O, "head d_head d_model -> (head d_head) d_model")
         self.W_gate, self.W_in, self.W_out = mlp.W_gate, mlp.W_in, mlp.W_out
 
-    def __call__(self, x: Tensor, layer: LayerCache, span: Span, angles: tuple[Tensor, Tensor]) -> Tensor:
+    def project(self, x: Residual, cos: Tensor, sin: Tensor) -> tuple[QKV, QKV, QKV]:
+        """Queries, keys and values of the new positions, at the angles of `rotary_angles`."""
         qkv = product(F.rms_norm(x, x.shape[-1:], self.ln1, self.eps), self.W_QKV)
         qkv = qkv.view(x.shape[0], x.shape[1], 3 * self.heads, -1)
-        qk = rotate(self.normalised(qkv[:, :, : 2 * self.heads]), *angles)
-        keys, values = layer.extend(qk[:, :, self.heads :], qkv[:, :, 2 * self.heads :], span)
-        z = _attend(qk[:, :, : self.heads], keys, values, span)
+        qk = rotate(self.normalised(qkv[:, :, : 2 * self.heads]), cos, sin)
+        return qk[:, :, : self.heads], qk[:, :, self.heads :], qkv[:, :, 2 * self.heads :]
+
+    def output(self, x: Residual, z: QKV) -> Residual:
+        """The residual stream after the block, where attention found `z`."""
         x = x + product(z.flatten(2), self.W_O)
         normalized = F.rms_norm(x, x.shape[-1:], self.ln2, self.eps)
         gated = F.silu(product(normalized, self.W_gate)) * product(normalized, self.W_in)

@@ -1,25 +1,20 @@
-"""Log-likelihoods of continuations. Every context passes through the model once, however many continuations it has.
-
-A batch of contexts first shares what all of them begin with (the examples of a few-shot prompt, say), then each reads
-its own rest, then its cache is copied for each of its continuations. Nothing is padded on the left.
-"""
+"""Log-likelihoods of continuations: of equal requests equal numbers, whatever else they are asked with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import fsum
 from typing import NamedTuple, overload
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from shardscope.generation.forward import UNSPLIT, Decoder, Packed
+from shardscope.generation.forward import Packed, is_watched
+from shardscope.generation.tree import Tree, in_tiles, tree_hidden
 from shardscope.model import Prompt, PromptError, Prompts, Shard
 from shardscope.model.prompts import is_one, token_rows
 
 Ids = Sequence[int]
-
-LOGITS_AT_ONCE = 2**25  # 128 MiB of float32
 
 
 class ContinuationScore(NamedTuple):
@@ -55,72 +50,55 @@ def score(model: Shard, context: Prompt, continuations: Prompts) -> float | list
     return logprobs[0] if is_one(continuations) else logprobs
 
 
-@torch.inference_mode()
 def score_groups(
     model: Shard, groups: Sequence[tuple[Ids, Sequence[Ids]]], packed: Packed | None = None
 ) -> list[list[ContinuationScore]]:
-    """For each of many contexts and its continuations (token ids, none empty) the score of every continuation.
+    """For each context and its continuations (token ids, none empty) a score for each continuation.
 
-    Context and continuation together fit the model's context, as for `score`; nothing is checked here. `packed` are
-    the model's weights, packed before.
+    Context and continuation together fit the model's context, the last token not counted: it is never read. What texts
+    begin with alike is computed once. `packed` are the model's weights, packed before. While hooks are attached, each
+    text passes through the model by itself, so that they see what they see in an uncached call.
     """
-    contexts = [list(context) for context, _ in groups]
-    targets = [list(continuation) for _, continuations in groups for continuation in continuations]
-    owner = [index for index, (_, continuations) in enumerate(groups) for _ in continuations]
-    longest = max(len(contexts[of]) + len(target) - 1 for of, target in zip(owner, targets, strict=True))
-    shared = _shared_prefix(contexts, UNSPLIT.get(model.device.type, 0))
-    decoder = Decoder(model, 1 if shared else len(contexts), longest, packed)
-    if shared:
-        decoder.prefill([contexts[0][:shared]])
-        decoder.keep([0] * len(contexts))
-    found = _Sums(len(targets), model.device)
-    logits = decoder.prefill([context[shared:] for context in contexts])
-    first = torch.tensor([target[0] for target in targets], device=model.device)
-    found.add(logits[torch.tensor(owner, device=model.device)], first, torch.arange(len(targets), device=model.device))
-
-    longer = [row for row, target in enumerate(targets) if len(target) > 1]
-    if longer:
-        decoder.keep([owner[row] for row in longer])
-        slice_size = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-        for piece in decoder.feed([targets[row][:-1] for row in longer]):
-            # (place in the chunk, position in it) of everything that is no padding, with the token that follows it.
-            at = [(index, pos) for index, count in enumerate(piece.counts) for pos in range(count)]
-            follows = [targets[longer[piece.rows[index]]][piece.first + pos + 1] for index, pos in at]
-            rows = [longer[piece.rows[index]] for index, _ in at]
-            index, pos, next_token, row = torch.tensor(
-                [[i, j, token, r] for (i, j), token, r in zip(at, follows, rows, strict=True)], device=model.device
-            ).T
-            for part in torch.arange(len(at), device=model.device).split(slice_size):
-                hidden = piece.hidden[index[part], pos[part]]
-                found.add(decoder.logits(hidden[:, None])[:, 0], next_token[part], row[part])
-    scores = iter(found.scores())
+    pairs = [(tuple(context), tuple(continuation)) for context, own in groups for continuation in own]
+    found = _watched_scores(model, pairs) if is_watched(model) else _tree_scores(packed or Packed(model), model, pairs)
+    scores = iter(found)
     return [[next(scores) for _ in continuations] for _, continuations in groups]
 
 
-class _Sums:
-    """For every continuation the sum of its tokens' log-probabilities, and whether all of them were likeliest."""
-
-    def __init__(self, rows: int, device: torch.device) -> None:
-        self.logprob = torch.zeros(rows, dtype=torch.float64, device=device)
-        self.misses = torch.zeros(rows, dtype=torch.int64, device=device)
-
-    def add(self, logits: Float[Tensor, "n vocab"], token: Int[Tensor, "n"], row: Int[Tensor, "n"]) -> None:
-        logprob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(dim=-1)
-        self.logprob.index_add_(0, row, logprob.double())
-        self.misses.index_add_(0, row, (logits.argmax(dim=-1) != token).long())
-
-    def scores(self) -> list[ContinuationScore]:
-        pairs = zip(self.logprob.tolist(), self.misses.tolist(), strict=True)
-        return [ContinuationScore(logprob, misses == 0) for logprob, misses in pairs]
+def _watched_scores(model: Shard, pairs: Sequence[tuple[Ids, Ids]]) -> list[ContinuationScore]:
+    found: dict[tuple[Ids, Ids], ContinuationScore] = {}
+    for context, continuation in pairs:
+        if (context, continuation) in found:
+            continue
+        with torch.no_grad():
+            logits = model(torch.tensor([[*context, *continuation[:-1]]], device=model.device))
+            logits = logits[0, len(context) - 1 :].float()
+            target = torch.tensor(continuation, device=model.device)
+            logprobs = logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(dim=-1)
+            greedy = bool((logits.argmax(dim=-1) == target).all())
+        found[context, continuation] = ContinuationScore(fsum(logprobs.tolist()), greedy)
+    return [found[pair] for pair in pairs]
 
 
-def _shared_prefix(contexts: Sequence[list[int]], worth: int) -> int:
-    """How many tokens all contexts begin with; each keeps at least one of its own.
-
-    0 where reading them once saves fewer than `worth` tokens: their own call reads all weights, however few they are.
-    """
-    # What the first and the last in lexical order share, all between them share.
-    differ = (at for at, (a, b) in enumerate(zip(min(contexts), max(contexts), strict=False)) if a != b)
-    shortest = min(map(len, contexts))
-    shared = min(next(differ, shortest), shortest - 1)
-    return shared if shared * (len(contexts) - 1) >= max(worth, 1) else 0
+@torch.inference_mode()
+def _tree_scores(packed: Packed, model: Shard, pairs: Sequence[tuple[Ids, Ids]]) -> list[ContinuationScore]:
+    tree = Tree.of([(*context, *continuation[:-1]) for context, continuation in pairs])
+    hidden = tree_hidden(packed, tree, model.device)
+    # The nodes that are asked what comes next, and for every question its node's row among them and the token.
+    asked = [path[len(context) - 1 :] for path, (context, _) in zip(tree.paths, pairs, strict=True)]
+    nodes, rows = np.unique(np.concatenate(asked), return_inverse=True)
+    tokens = np.concatenate([np.asarray(continuation) for _, continuation in pairs])
+    row, token = (torch.from_numpy(of_questions).to(model.device) for of_questions in (rows, tokens))
+    chosen = torch.empty(len(rows), device=model.device)
+    likeliest = torch.empty(len(rows), dtype=torch.bool, device=model.device)
+    tiles = in_tiles(hidden[torch.from_numpy(nodes).to(model.device)])
+    for number, tile in enumerate(tiles.split(1)):
+        logits = packed.logits(tile)[0]
+        here = (row // tile.shape[1] == number).nonzero()[:, 0]
+        at = row[here] % tile.shape[1]
+        chosen[here] = logits[at, token[here]] - logits.logsumexp(dim=-1)[at]
+        likeliest[here] = logits.argmax(dim=-1)[at] == token[here]
+    ends = np.cumsum([len(continuation) for _, continuation in pairs])[:-1]
+    sums = [fsum(part.tolist()) for part in np.split(chosen.cpu().numpy(), ends)]
+    greedy = [bool(part.all()) for part in np.split(likeliest.cpu().numpy(), ends)]
+    return [ContinuationScore(*answer) for answer in zip(sums, greedy, strict=True)]

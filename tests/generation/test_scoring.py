@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from math import fsum
+
 import pytest
 import torch
 
 from shardscope import Shard
-from shardscope.generation import Decoder, Packed, score_groups
+from shardscope.generation import Packed, score_groups, scoring
 from shardscope.generation.scoring import Ids
+from shardscope.generation.tree import Tree
 
 
 def ids(length: int, seed: int) -> list[int]:
@@ -25,7 +28,7 @@ def check(model: Shard, groups: list[tuple[Ids, list[Ids]]], packed: Packed | No
     for (context, continuations), scores in zip(groups, score_groups(model, groups, packed), strict=True):
         for continuation, found in zip(continuations, scores, strict=True):
             logprob, greedy = by_hand(model, context, continuation)
-            assert found.logprob == pytest.approx(logprob, abs=1e-4)
+            assert found.logprob == pytest.approx(logprob, rel=1e-5, abs=1e-5 * len(continuation))
             assert found.greedy == greedy
 
 
@@ -55,22 +58,70 @@ def test_what_the_model_would_have_said_is_greedy(tiny_model: Shard) -> None:
     assert (right.greedy, wrong.greedy) == (True, False)
 
 
-def test_a_context_is_computed_once_for_all_its_continuations(
-    tiny_model: Shard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_texts_begin_with_alike_is_computed_once(tiny_model: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = Decoder.hidden
+    real = scoring.tree_hidden
 
-    def counting(self: Decoder, tokens: torch.Tensor, counts: list[int], rows: list[int] | None = None) -> torch.Tensor:
-        seen.append(sum(counts))
-        return real(self, tokens, counts, rows)
+    def counting(packed: Packed, tree: Tree, device: torch.device) -> torch.Tensor:
+        seen.append(len(tree.tokens))
+        return real(packed, tree, device)
 
-    monkeypatch.setattr(Decoder, "hidden", counting)
+    monkeypatch.setattr(scoring, "tree_hidden", counting)
     shared = ids(24, 1)
-    score_groups(tiny_model, [([*shared, *ids(8, n)], [ids(4, k) for k in range(4)]) for n in (2, 3, 4)])
-    # The shared beginning once, three rests of 8, twelve continuations of 4 whose last token is never read.
-    assert sum(seen) == 24 + 3 * 8 + 12 * 3
-    # A beginning so short is read with every context: a call of its own would cost more than it saves.
-    seen.clear()
-    score_groups(tiny_model, [([*shared[:5], *ids(8, n)], [ids(4, k) for k in range(4)]) for n in (2, 3, 4)])
-    assert sum(seen) == 3 * (5 + 8) + 12 * 3
+    groups = [([*shared, *ids(8, n)], [[n, *ids(4, k)] for k in range(4)]) for n in (2, 3, 4)]
+    score_groups(tiny_model, groups)
+    # The beginning, three rests of 8, each one's first token n, twelve ends of 4 whose last token is never read.
+    assert seen == [24 + 3 * (8 + 1 + 4 * 3)]
+    score_groups(tiny_model, groups * 5)
+    assert seen[1] == seen[0]
+
+
+def texts_of_all_lengths() -> list[tuple[Ids, list[Ids]]]:
+    """Contexts that share a beginning or do not, shorter and longer than a block, and continuations of any length."""
+    shared = ids(30, 1)
+    alone = [(ids(n, n), [ids(k, 50 * n + k) for k in (1, 1, 4, 9, 2)]) for n in (1, 2, 7, 31, 32, 33, 40, 55)]
+    few_shot = [([*shared, *ids(n, n + 9)], [ids(k, n + k) for k in (3, 1, 12)]) for n in (1, 2, 3, 14)]
+    return [*alone, *few_shot, (shared, [ids(34, 3), ids(34, 3), ids(2, 4)])]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_equal_requests_get_equal_numbers_whatever_the_batch(tiny_model: Shard, threads: int) -> None:
+    groups, packed, before = texts_of_all_lengths(), Packed(tiny_model), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        alone = [
+            [score_groups(tiny_model, [(context, [each])], packed)[0][0] for each in own] for context, own in groups
+        ]
+        for batch in (3, len(groups)):
+            cuts = range(0, len(groups), batch)
+            together = [
+                scores for first in cuts for scores in score_groups(tiny_model, groups[first : first + batch], packed)
+            ]
+            assert together == alone  # to the last bit
+        assert score_groups(tiny_model, groups[::-1], packed)[::-1] == alone
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_texts_number_does_not_depend_on_where_it_is_cut_into_context_and_continuation(tiny_model: Shard) -> None:
+    """Each token's log-probability is one number, so that of two tokens is the sum of theirs, exactly."""
+    text = ids(60, 2)
+    one_by_one = [score_groups(tiny_model, [(text[:at], [[text[at]]])])[0][0].logprob for at in range(1, 60)]
+    for cut in (1, 17, 32, 58):
+        assert score_groups(tiny_model, [(text[:cut], [text[cut:]])])[0][0].logprob == fsum(one_by_one[cut - 1 :])
+
+
+def test_under_hooks_a_text_is_scored_as_an_uncached_call_scores_it(tiny_model: Shard) -> None:
+    groups = texts_of_all_lengths()[:3]
+    untouched = score_groups(tiny_model, groups)
+
+    def ablate(z: torch.Tensor, hook: object) -> torch.Tensor:
+        assert z.shape[0] == 1
+        z = z.clone()
+        z[:, 3:, 2] = 0  # by position: no hook sees a part of a text
+        return z
+
+    with tiny_model.hooks([("blocks.1.attn.hook_z", ablate)]):
+        check(tiny_model, groups)
+        assert score_groups(tiny_model, groups) != untouched
+    assert score_groups(tiny_model, groups) == untouched

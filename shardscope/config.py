@@ -258,6 +258,21 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Scored questions that no training document may repeat."""
+
+    name: str = choice(help="short name, used in logs and metrics")
+    path: str = choice(help="as a source's path: the questions, one a row")
+    text: str = choice("*", help="as a source's text; '*': every text in the row")
+    split: str = choice("test", help="split of a Hugging Face dataset")
+
+    def __post_init__(self) -> None:
+        _require(bool(self.name), "data.benchmarks: one has an empty name; give it one, as in name = 'arc'")
+        _require_no_control_characters(f"data.benchmarks.{self.name}: path", self.path)
+        _require(bool(self.text), f"data.benchmarks.{self.name}: text is empty; '*' takes every text in a row")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     sources: tuple[Source, ...] = choice(tuple, help="the mixture: tables of name, path, weight …")
     seq_len: int = choice(2048, help="tokens of a training sequence")
@@ -267,6 +282,12 @@ class DataConfig:
     max_document_bytes: int = choice(
         64_000_000, help="a longer document is malformed; reading takes up to ten times as much memory"
     )
+    overlap: Literal["count", "drop", "ignore"] = choice(
+        "count",
+        help="training documents that repeat held-out text or benchmark questions (the same text, or 13 words in a "
+        "row) are counted and reported, left out, or not looked for",
+    )
+    benchmarks: tuple[Benchmark, ...] = choice(tuple, help="scored questions to keep out: tables of name, path, text …")
     cache_dir: str = choice("", help="where tokenized shards are kept; empty: ~/.cache/shardscope/tokens")
     mask_documents: bool = choice(False, help="attention does not cross document boundaries")
 
@@ -275,6 +296,8 @@ class DataConfig:
         names = [source.name for source in self.sources]
         doubled = sorted({name for name in names if names.count(name) > 1})
         _require(not doubled, f"data.sources: the names {doubled} are used twice; every source needs its own")
+        scored = [benchmark.name for benchmark in self.benchmarks]
+        _require(len(set(scored)) == len(scored), f"data.benchmarks: a name of {scored} is used twice")
         _require(sum(source.weight for source in self.sources) > 0, "data.sources: every weight is 0; raise one")
         _require(self.max_document_bytes >= 1, f"data.max_document_bytes={self.max_document_bytes} must be at least 1")
         _require(self.seq_len >= 2, f"data.seq_len={self.seq_len} is too short; use at least 2 tokens")

@@ -3,13 +3,13 @@
 A source's `text` is the name of a field (`text`, or `meta.body` for a field in a field), or a text with fields in
 braces, as in `Question: {question}\\nAnswer: {answer}` (`{{` is a brace). `{choices.text[answerKey]}` is, of the lists
 that stand side by side in `choices`, the entry of `text` where another list has what `answerKey` holds: the text of the
-right choice of a multiple-choice question.
+right choice of a multiple-choice question. `*` is every text in the row, a line each.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from string import Formatter
 from typing import Any
 
@@ -31,6 +31,7 @@ class Template:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self.every = text == "*"
         if "{" not in text and "}" not in text:
             self._parts: list[tuple[str, str | None]] = [("", text)]
             self.single = True
@@ -50,6 +51,8 @@ class Template:
 
     def columns(self, names: Collection[str]) -> list[str]:
         """Which of a table's columns are read. Raises FieldError if one is missing."""
+        if self.every:
+            return list(names)
         wanted = [path for _, field in self._parts if field for path in _paths(field)]
         columns = []
         for path in wanted:
@@ -61,6 +64,8 @@ class Template:
 
     def document(self, row: Mapping[str, Any]) -> str:
         """The document in a row. Raises FieldError if the row lacks a field or it holds no text."""
+        if self.every:
+            return "\n".join(_texts(row))
         made = []
         for before, field in self._parts:
             made.append(before)
@@ -77,6 +82,14 @@ class _Braces(Formatter):
             if specification or conversion:
                 raise ValueError(f"{{{field}}} may not be followed by ! or :")
             yield before, field, specification, conversion
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value, in its order."""
+    if isinstance(value, str):
+        yield value
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _texts(inner)
 
 
 def _paths(field: str) -> list[str]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
+from typing import Any
 
-from shardscope.config import DataConfig, Source
+from shardscope.config import Benchmark, DataConfig, Source
 from shardscope.data.corpora import documents, located
 from shardscope.data.files import Reading
 from shardscope.data.holdout import Holdout
 from shardscope.data.mixture import Mixture
+from shardscope.data.overlap import count_overlap
 from shardscope.data.permute import key
-from shardscope.data.shards import SourceShards, token_shards
+from shardscope.data.shards import SourceShards, cache_of, state_of, token_shards
 from shardscope.data.split import holdout_threshold, side_hash
 from shardscope.tokenizer import Tokenizer
 
@@ -29,6 +31,11 @@ class Prepared:
     def malformed(self) -> dict[str, int]:
         """Malformed pieces that were skipped, by source."""
         return {name: shards.malformed for name, shards in self.shards.items()}
+
+    @property
+    def overlap(self) -> dict[str, dict[str, Any]]:
+        """Training documents that repeat held-out or scored text, by source; see `Overlap`."""
+        return {name: asdict(shards.overlap) for name, shards in self.shards.items() if shards.overlap is not None}
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -66,8 +73,32 @@ def prepare(
 
 
 def shards_of(data: DataConfig, tokenizer: Tokenizer, progress: bool = True) -> dict[str, SourceShards]:
-    """The token shards of every source by name, made first where they are not in the cache."""
-    return {source.name: token_shards(located(source), data, tokenizer, progress) for source in data.sources}
+    """The token shards of every source by name, made first where they are not in the cache.
+
+    Training documents that repeat held-out text or benchmark questions are counted, or left out: `data.overlap`.
+    """
+    shards = {source.name: token_shards(located(source), data, tokenizer, progress) for source in data.sources}
+    if data.overlap == "ignore":
+        return shards
+    scored = [located(_as_source(benchmark)) for benchmark in data.benchmarks]
+    return count_overlap(
+        shards,
+        {source.name: _texts(source, data) for source in scored},
+        [(source.name, source.text, source.split, state_of(source.path)) for source in scored],
+        tokenizer,
+        cache_of(data),
+        drop=data.overlap == "drop",
+        progress=progress,
+    )
+
+
+def _as_source(benchmark: Benchmark) -> Source:
+    return Source(name=benchmark.name, path=benchmark.path, text=benchmark.text, split=benchmark.split)
+
+
+def _texts(source: Source, data: DataConfig) -> Iterator[str]:
+    reading = Reading(data.on_malformed, longest=data.max_document_bytes)
+    return (document.text for document in documents(source, reading))
 
 
 def sample_documents(data: DataConfig, n: int) -> Iterator[str]:

@@ -19,6 +19,7 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ from shardscope.files import is_partial, locked, read_json, whole_folder, write_
 from shardscope.progress import progress_bar
 from shardscope.tokenizer import Tokenizer
 
+WORDS_IN_COMMON = 13  # in a row: documents that have them overlap
 FORMAT = 2  # raise when the files or the cutting of documents change
 _CHARACTERS_AT_ONCE = 2_000_000
 _LOCK, _ABANDONED_AFTER = ".lock", 3600.0  # seconds, for a folder without a lock
@@ -63,6 +65,18 @@ class TokenShard:
         """Where the document came from."""
         return self._origin_lines[document]
 
+    def without(self, documents: NDArray[np.int64], folder: Path, side: str) -> None:
+        """Write this side without some of its documents into `folder`, under the name `side`."""
+        stops = np.append(self.starts[1:], len(self))
+        kept = np.setdiff1d(np.arange(len(self.starts)), documents)
+        lengths = (stops - self.starts)[kept]
+        np.save(folder / f"{side}.starts.npy", np.cumsum(lengths) - lengths)
+        with open(folder / f"{side}.tokens", "wb") as file:
+            for run in np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1):
+                file.write(self.tokens[self.starts[run[0]] : stops[run[-1]]].tobytes())
+        with open(folder / f"{side}.origins.txt", "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{self.origin(document)}\n" for document in kept.tolist())
+
     def ids(self, document: int) -> list[int]:
         """The document's tokens, without the `<|endoftext|>` before them."""
         stop = self.starts[document + 1] if document + 1 < len(self.starts) else len(self)
@@ -82,12 +96,32 @@ class TokenShard:
         return self._origins.read_text(encoding="utf-8").split("\n")
 
 
+@dataclass(frozen=True)
+class Overlap:
+    """Training documents of one source that repeat held-out or scored text."""
+
+    documents: int
+    exact: int  # of them, those that are the same text
+    tokens: int  # in them
+    of_documents: int  # in the whole source
+    with_texts: dict[str, int]  # documents by whose text they repeat
+    dropped: bool
+
+    def __str__(self) -> str:
+        whose = ", ".join(f"{name} {count:,}" for name, count in self.with_texts.items())
+        return (
+            f"{self.documents:,} of {self.of_documents:,} training documents repeat held-out or scored text "
+            f"({self.exact:,} all of it, the others {WORDS_IN_COMMON} words or more; of {whose})"
+        )
+
+
 class SourceShards(NamedTuple):
-    """Both sides of a source, and how many malformed pieces were left out of it."""
+    """Both sides of a source, how many malformed pieces were left out of it, and what of it repeats held-out text."""
 
     train: TokenShard
     holdout: TokenShard
     malformed: int
+    overlap: Overlap | None = None  # None: not counted
 
 
 def token_shards(source: Source, data: DataConfig, tokenizer: Tokenizer, progress: bool = True) -> SourceShards:
@@ -96,7 +130,7 @@ def token_shards(source: Source, data: DataConfig, tokenizer: Tokenizer, progres
     Safe when several processes ask at once: each makes its own and the first to finish is kept.
     Raises ConfigError or DataError for a source that cannot be read, and DataError for a damaged cache.
     """
-    cache = Path(data.cache_dir).expanduser() if data.cache_dir else Path.home() / ".cache" / "shardscope" / "tokens"
+    cache = cache_of(data)
     folder = cache / _key(source, data, tokenizer)
     if not folder.is_dir():
         try:
@@ -105,6 +139,11 @@ def token_shards(source: Source, data: DataConfig, tokenizer: Tokenizer, progres
         except OSError as error:
             raise DataError(f"{cache}: token shards cannot be written ({error}); set data.cache_dir") from error
     return _open(folder, source)
+
+
+def cache_of(data: DataConfig) -> Path:
+    """The folder that holds token shards."""
+    return Path(data.cache_dir).expanduser() if data.cache_dir else Path.home() / ".cache" / "shardscope" / "tokens"
 
 
 def _key(source: Source, data: DataConfig, tokenizer: Tokenizer) -> str:
@@ -119,13 +158,13 @@ def _key(source: Source, data: DataConfig, tokenizer: Tokenizer) -> str:
         "marker": source.marker,
         "on_malformed": data.on_malformed,
         "max_document_bytes": data.max_document_bytes,
-        "train": _state(source.path),
-        "holdout": _state(source.holdout) if source.holdout else None,
+        "train": state_of(source.path),
+        "holdout": state_of(source.holdout) if source.holdout else None,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _state(path: str) -> list[Any]:
+def state_of(path: str) -> list[Any]:
     """What tells one content of a path from another: its files' sizes and times, or the version of a built-in."""
     kind = kind_of(path)
     if kind == "builtin":

@@ -85,6 +85,7 @@ class Setup:
             "tokenizer": self.tokenizer.fingerprint,
             "token_entropy": self.token_entropy,
             "malformed": self.data.malformed,
+            "overlap": self.data.overlap,
             "sources": {s.name: {"tokens": s.tokens, "share": s.share, "epochs": s.epochs} for s in plan},
         }
 

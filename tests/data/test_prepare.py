@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -71,12 +72,17 @@ def test_preparing_again_gives_the_same_batches(data: DataConfig, small_tokenize
 
 
 def test_a_progress_bar_is_drawn_when_asked_for(
-    data: DataConfig, small_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+    data: DataConfig,
+    small_tokenizer: Tokenizer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     prepare(data, small_tokenizer, batch_size=8, seed=5, eval_tokens=100)
     drawn = capsys.readouterr().err
     assert "tokenizing a: 100%" in drawn
     assert "tokenizing watched: 100%" in drawn
+    assert "held-out text in b: 100%" in drawn
 
 
 def test_a_builtin_source_goes_all_the_way(data_of: DataOf) -> None:

@@ -1,0 +1,215 @@
+"""Held-out text and benchmark questions do not come into training unnoticed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardscope.config import Benchmark, ConfigError, DataConfig, Source
+from shardscope.data import DataError, TokenShard, overlap, prepare
+from shardscope.data.overlap import WORDS_IN_COMMON
+from shardscope.tokenizer import Tokenizer
+
+Write = Callable[..., Path]
+DataOf = Callable[..., DataConfig]
+
+
+def essays(count: int, seed: int, length: int = 60) -> list[str]:
+    """Texts of words that no two of them share thirteen of in a row."""
+    chance = random.Random(seed)
+    words = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("", "n", "r", "s")]
+    return [" ".join(chance.choice(words) for _ in range(length)).capitalize() + "." for _ in range(count)]
+
+
+def shards(data: DataConfig, tokenizer: Tokenizer):  # type: ignore[no-untyped-def]
+    return prepare(data, tokenizer, batch_size=2, seed=0, eval_tokens=1000, progress=False)
+
+
+def texts(shard: TokenShard, tokenizer: Tokenizer) -> list[str]:
+    return [tokenizer.decode(shard.ids(number)) for number in range(len(shard.starts))]
+
+
+def test_a_source_that_repeats_documents_of_another_is_noticed_and_cleaned(
+    write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    held, repeated = essays(6, 1), essays(5, 2)
+    data = data_of(
+        Source(
+            name="a",
+            path=str(write_jsonl("a.jsonl", essays(40, 3))),
+            holdout=str(write_jsonl("h.jsonl", held + repeated)),
+        ),
+        Source(name="b", path=str(write_jsonl("b.jsonl", essays(60, 4) + repeated))),
+    )
+    found = shards(data, small_tokenizer)
+    counted = found.shards["b"].overlap
+    assert counted is not None
+    assert (counted.documents, counted.exact, counted.of_documents) == (5, 5, len(found.shards["b"].train.starts))
+    assert counted.with_texts == {"a (held out)": 5}
+    assert found.overlap["a"]["documents"] == 0
+    assert "data.sources.b: 5 of 6" in caplog.text
+    assert "data.overlap = 'drop' leaves them out" in caplog.text
+    cleaned = shards(replace(data, overlap="drop"), small_tokenizer)
+    kept = texts(cleaned.shards["b"].train, small_tokenizer)
+    assert kept == [text for text in texts(found.shards["b"].train, small_tokenizer) if text not in repeated]
+    assert texts(cleaned.shards["b"].holdout, small_tokenizer) == texts(found.shards["b"].holdout, small_tokenizer)
+    assert cleaned.shards["b"].overlap == replace(counted, dropped=True)
+    assert cleaned.fingerprints["a"] == found.fingerprints["a"]
+    assert cleaned.fingerprints["b"] != found.fingerprints["b"]
+    origins = {cleaned.shards["b"].train.origin(n) for n in range(len(kept))}
+    assert not {f"{data.sources[1].path}:{line}" for line in range(61, 66)} & origins
+    assert shards(replace(data, overlap="ignore"), small_tokenizer).overlap == {}
+
+
+def test_a_holdout_file_that_repeats_training_documents_is_noticed(
+    write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer
+) -> None:
+    training = essays(40, 5)
+    held = write_jsonl("h.jsonl", [*essays(3, 6), training[7], training[7], training[7], training[7], training[30]])
+    data = data_of(Source(name="a", path=str(write_jsonl("a.jsonl", training)), holdout=str(held)))
+    counted = shards(data, small_tokenizer).shards["a"].overlap
+    assert counted is not None
+    assert (counted.documents, counted.exact) == (2, 2)
+
+
+def test_thirteen_words_in_a_row_are_an_overlap_whatever_stands_between_them_and_twelve_are_none(
+    write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer
+) -> None:
+    held = essays(5, 7)
+    words = [text.rstrip(".").split() for text in held]
+    twelve = "Begin " + " ".join(words[0][10:22]) + " end " + " ".join(words[1][0:12])
+    thirteen = "Begin: " + ",\n\t".join(words[2][10:23]).upper() + "! End"
+    across = [" ".join(words[3][:7]), " ".join(words[3][7:14])]  # two documents have no words in common to both
+    data = data_of(
+        Source(
+            name="a",
+            path=str(write_jsonl("a.jsonl", [*essays(30, 8), twelve, thirteen, *across])),
+            holdout=str(write_jsonl("h.jsonl", held)),
+        ),
+        overlap="drop",
+    )
+    found = shards(data, small_tokenizer).shards["a"]
+    assert found.overlap is not None
+    assert (found.overlap.documents, found.overlap.exact) == (1, 0)
+    kept = texts(found.train, small_tokenizer)
+    assert thirteen not in kept
+    assert {twelve, *across} <= set(kept)
+
+
+def test_what_many_held_out_texts_have_in_common_is_no_overlap(
+    write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer
+) -> None:
+    licence = essays(1, 9, 20)[0]
+    for copies, expected in ((3, 30), (4, 0)):
+        data = data_of(
+            Source(
+                name="a",
+                path=str(write_jsonl("a.jsonl", [f"{text} {licence}" for text in essays(30, 10)])),
+                holdout=str(write_jsonl(f"h{copies}.jsonl", [f"{licence} {t}" for t in essays(copies, 11)])),
+            ),
+        )
+        counted = shards(data, small_tokenizer).shards["a"].overlap
+        assert counted is not None
+        assert counted.documents == expected
+
+
+def test_benchmark_questions_are_kept_out(
+    write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    questions = [text.replace(".", "?") for text in essays(20, 12, 16)]
+    rows = [
+        {"id": n, "question": q, "choices": {"text": ["yes", "no"], "label": ["A", "B"]}}
+        for n, q in enumerate(questions)
+    ]
+    (tmp_path / "arc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    leaked = [f"Exam. Q: {questions[3]}\nA: yes", f"{questions[11]} Who knows."]
+    data = data_of(
+        Source(name="web", path=str(write_jsonl("web.jsonl", essays(50, 13) + leaked))),
+        benchmarks=(Benchmark(name="arc", path=str(tmp_path / "arc.jsonl")),),
+        overlap="drop",
+    )
+    found = shards(data, small_tokenizer)
+    assert found.overlap["web"]["with_texts"] == {"arc": 2}
+    assert not set(leaked) & set(texts(found.shards["web"].train, small_tokenizer))
+    one_field = replace(data, benchmarks=(Benchmark(name="arc", path=str(tmp_path / "arc.jsonl"), text="question"),))
+    assert shards(one_field, small_tokenizer).overlap["web"]["documents"] == 2
+    missing = replace(data, benchmarks=(Benchmark(name="arc", path=str(tmp_path / "ark.jsonl")),))
+    with pytest.raises(ConfigError, match=r"ark\.jsonl' names no text files; did you mean '.*arc\.jsonl'"):
+        shards(missing, small_tokenizer)
+
+
+def test_a_source_of_nothing_but_held_out_text_cannot_be_cleaned(
+    write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer
+) -> None:
+    same = essays(10, 14)
+    source = Source(name="a", path=str(write_jsonl("a.jsonl", same)), holdout=str(write_jsonl("h.jsonl", same)))
+    with pytest.raises(DataError, match=r"data\.sources\.a: every training document repeats held-out or scored text"):
+        shards(data_of(source, overlap="drop"), small_tokenizer)
+
+
+def test_it_is_counted_once_and_again_when_something_changed(
+    write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = data_of(Source(name="a", path=str(write_jsonl("a.jsonl", essays(40, 15)))))
+    first = shards(data, small_tokenizer)
+    calls: list[str] = []
+    real = overlap._count
+    monkeypatch.setattr(overlap, "_count", lambda *rest: calls.append("counted") or real(*rest))
+    assert shards(data, small_tokenizer).overlap == first.overlap
+    assert calls == []
+    write_jsonl("a.jsonl", essays(41, 15))
+    shards(data, small_tokenizer)
+    assert calls == ["counted"]
+
+
+def slow_grams(text: str) -> set[tuple[str, ...]]:
+    """The same by Python's own words."""
+    words = "".join(c.lower() if c.isascii() and c.isalnum() else " " if c.isascii() else c for c in text).split(" ")
+    words = [word for word in words if word]
+    return {tuple(words[n : n + WORDS_IN_COMMON]) for n in range(len(words) - WORDS_IN_COMMON + 1)}
+
+
+pieces = st.lists(st.sampled_from(["a", "b", "é", "漢", " ", "  ", "\n", ", ", "7", "A", "-"]), max_size=80).map(
+    "".join
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(pieces, min_size=1, max_size=6), st.lists(pieces, min_size=1, max_size=6))
+def test_hashes_agree_with_words(some: list[str], others: list[str]) -> None:
+    prints = [overlap._prints(next(overlap._of_texts(texts))) for texts in (some, others)]
+    for n, text in enumerate(some):
+        mine = set(prints[0].grams[prints[0].gram_documents == n].tolist())
+        for m, other in enumerate(others):
+            theirs = set(prints[1].grams[prints[1].gram_documents == m].tolist())
+            assert len(mine & theirs) == len(slow_grams(text) & slow_grams(other))
+            if text:
+                assert (prints[0].texts[n] == prints[1].texts[m]) == (text == other)
+
+
+def test_a_document_longer_than_a_chunk_is_looked_at_in_parts(
+    write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = essays(3, 16)
+    long = " ".join([*essays(20, 17), held[1], *essays(20, 18)])
+    data = data_of(
+        Source(
+            name="a",
+            path=str(write_jsonl("a.jsonl", [*essays(20, 19), long, *essays(20, 20)])),
+            holdout=str(write_jsonl("h.jsonl", held)),
+        ),
+        overlap="drop",
+    )
+    monkeypatch.setattr(overlap, "_TOKENS_AT_ONCE", 500)
+    found = shards(data, small_tokenizer).shards["a"]
+    assert found.overlap is not None
+    assert found.overlap.documents == 1
+    assert long not in texts(found.train, small_tokenizer)
+    assert len(found.train.starts) == 40

@@ -43,8 +43,9 @@ from shardscope.device import pick_device
 from shardscope.model import Shard
 from shardscope.model.hooks import HookPoint
 from shardscope.model.kernels import fp8
+from shardscope.model.kernels.capture import PLAIN
 from shardscope.train.flops import datasheet_flops, flops_per_token
-from shardscope.train.graphed import PLAIN, Gradients
+from shardscope.train.graphed import Gradients
 from shardscope.train.muon import ShardOptimizer
 from shardscope.train.objective import Objective
 
@@ -321,7 +322,7 @@ def _shard_step(
 def shard_step(model: Shard, recipe: Recipe) -> Callable[[Batch], Tensor]:
     """The trainer's step: a batch in, [loss, gradient norm] out, still on the device."""
     objective = Objective(model, recipe, BOS)
-    optimizer = ShardOptimizer(model, recipe.optimizer, compiled=objective.compiled)
+    optimizer = ShardOptimizer(model, recipe.optimizer, compiled=objective.compiled, graphs=objective.graphs)
     gradients = Gradients(objective, model, graphs=objective.graphs)
 
     def step(batch: Batch) -> Tensor:

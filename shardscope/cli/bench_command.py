@@ -8,6 +8,7 @@ from shardscope.cli.parser import CommandParser
 
 BENCHES = {
     "train": "Training: tokens a second, MFU, memory, beside transformers' model.",
+    "learn": "Learning: held-out bits per byte against tokens and seconds, for a list of recipes.",
     "decode": "Generation: tokens a second beside transformers' generate.",
     "score": "Scoring: ARC questions a second beside lm-eval's own --model hf.",
     "attention": "Attention views of a long prompt beside TransformerLens's cache.",

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from shardscope.config import ConfigError
 from shardscope.model import Shard
-from shardscope.model.kernels.capture import captured
-
-PLAIN = 3  # calls of one shape before it is captured: compiling is over by then
+from shardscope.model.kernels.capture import PLAIN, captured
 
 Metrics = dict[str, Float[Tensor, ""]]
 

@@ -32,6 +32,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shardscope.config import OptimizerConfig
+from shardscope.model.kernels.capture import PLAIN, captured
 from shardscope.train.sharding import as_sharded, local, part_of, whole
 
 # (a, b, c) of each step. The Polar Express expects singular values up to 1/1.02, hence `_MARGIN`.
@@ -127,7 +128,8 @@ class ShardOptimizer:
 
     `step(lr_scale)` clips the gradient to `config.clip`, updates, and returns the gradient's norm before clipping.
     `group` are the ranks, each holding the same weights and gradients, that divide Newton–Schulz among themselves.
-    `compiled`: the elementwise updates are run through torch.compile.
+    `compiled`: the elementwise updates are run through torch.compile. `graphs`: a step is replayed as a CUDA graph
+    while gradients lie where they lay, which spares Python the thousand kernels of it; for one process on CUDA.
     """
 
     def __init__(
@@ -136,10 +138,15 @@ class ShardOptimizer:
         config: OptimizerConfig,
         group: dist.ProcessGroup | None = None,
         compiled: bool = False,
+        graphs: bool = False,
     ) -> None:
-        self.config = config
+        self.config, self.graphs = config, graphs
         matrices, rest = split_parameters(model)
         self.parameters = [*matrices.values(), *rest.values()]
+        self.inputs = _Inputs(*torch.zeros(3, device=self.parameters[0].device).unbind())
+        self._addresses: tuple[int, ...] = ()
+        self._calls = 0  # with gradients at these addresses
+        self._graph: tuple[Callable[[], None], Tensor] | None = None
         self.updates: list[_Muon | _AdamW] = []
         if config.name == "muon":
             by_shape: dict[tuple[int, ...], dict[str, nn.Parameter]] = {}
@@ -164,15 +171,37 @@ class ShardOptimizer:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         if len(gradients) < len(self.parameters):
             raise ValueError("a parameter has no gradient; call backward() before step()")
+        self.inputs.rate.fill_(lr_scale)
+        self.inputs.momentum.fill_(self.config.momentum if momentum is None else momentum)
+        self.inputs.loss.copy_(torch.zeros(()) if loss is None else loss.detach())
+        return self._replayed(gradients) if self.graphs else self._update(gradients)
+
+    def _update(self, gradients: list[Tensor]) -> Float[Tensor, ""]:
+        """The step, without a look at any number from the host."""
         norm = whole(torch.nn.utils.get_total_norm(gradients))
         clipped = (self.config.clip / (norm + 1e-6)).clamp(max=1.0) if self.config.clip else torch.ones_like(norm)
-        finite = norm.isfinite() if loss is None else norm.isfinite() & loss.isfinite()
-        # A tensor, so that a momentum of each step's own does not make the compiler start anew.
-        mu = torch.tensor(self.config.momentum if momentum is None else momentum)
-        gradient = _Gradient(scale=clipped, finite=finite, momentum=mu)
+        gradient = _Gradient(
+            scale=clipped,
+            finite=norm.isfinite() & self.inputs.loss.isfinite(),
+            rate=self.inputs.rate,
+            momentum=self.inputs.momentum,
+        )
         for update in self.updates:
-            update.step(gradient, lr_scale)
+            update.step(gradient)
         return norm
+
+    def _replayed(self, gradients: list[Tensor]) -> Float[Tensor, ""]:
+        addresses = tuple(gradient.data_ptr() for gradient in gradients)
+        if addresses != self._addresses:
+            self._addresses, self._calls, self._graph = addresses, 0, None
+        self._calls += 1
+        if self._calls <= PLAIN:  # compiling is over by then
+            return self._update(gradients)
+        if self._graph is None:
+            self._graph = captured(lambda: self._update(gradients), gradients[0].device)
+        replay, norm = self._graph
+        replay()
+        return norm.clone()
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:
@@ -209,12 +238,22 @@ class ShardOptimizer:
 
 
 @dataclass(frozen=True)
+class _Inputs:
+    """What a step is told, on the device: tensors that stay, so that a captured step reads them."""
+
+    rate: Float[Tensor, ""]  # share of the peak learning rate
+    momentum: Float[Tensor, ""]
+    loss: Float[Tensor, ""]
+
+
+@dataclass(frozen=True)
 class _Gradient:
-    """What a step does to the raw gradients, as tensors on the device."""
+    """What a step does with the raw gradients, as tensors on the device."""
 
     scale: Float[Tensor, ""]
     finite: Tensor  # a bool; False: this step changes nothing
-    momentum: Float[Tensor, ""]  # Muon's; on the host
+    rate: Float[Tensor, ""]
+    momentum: Float[Tensor, ""]  # Muon's
 
 
 class _Together:
@@ -266,11 +305,11 @@ class _Muon(_Together):
         neurons = (len(self.parameters), 1, cols) if self.over == 1 else (len(self.parameters), rows, 1)
         self.spread = self.momentum.new_zeros(neurons) if config.neuron_beta else None
 
-    def step(self, gradient: _Gradient, lr_scale: float) -> None:
+    def step(self, gradient: _Gradient) -> None:
         raw = self.gradients()
         update = self._fused(_nesterov)(raw, self.momentum, gradient.scale, gradient.finite, gradient.momentum)
         matrices = torch.stack([as_matrix(name, whole(part)) for name, part in self.named(update).items()])
-        lr, scale = self.config.lr * lr_scale, 0.18 * max(matrices.shape[1:]) ** 0.5
+        lr, scale = self.config.lr * gradient.rate, 0.18 * max(matrices.shape[1:]) ** 0.5
         decay = torch.where(gradient.finite, 1 - lr * self.config.weight_decay, 1.0)
         move = orthogonalise(matrices, self.group, self.config.newton_schulz)
         if self.spread is not None:
@@ -303,13 +342,13 @@ class _AdamW(_Together):
         self.exp_avg, self.exp_avg_sq = self.zeros(), self.zeros()
         self.steps = torch.zeros((), device=self.exp_avg.device)
 
-    def step(self, gradient: _Gradient, lr_scale: float) -> None:
+    def step(self, gradient: _Gradient) -> None:
         raw = self.gradients()
         self.steps += gradient.finite
         direction = self._fused(_adam)(
             raw, self.exp_avg, self.exp_avg_sq, self.steps, gradient.scale, gradient.finite, *self.betas
         )
-        lr = self.lr * lr_scale
+        lr = self.lr * gradient.rate
         move = direction * torch.where(gradient.finite, -lr, 0.0)
         if self.decay:
             torch._foreach_mul_(self.parts, torch.where(gradient.finite, 1 - lr * self.decay, 1.0))

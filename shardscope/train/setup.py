@@ -144,7 +144,9 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
     if sharded:
         shard_over_ranks(objective, world.device)
     # After the sharding, which puts other parameters in the place of the model's.
-    optimizer = ShardOptimizer(model, recipe.optimizer, world.group, objective.compiled)
+    optimizer = ShardOptimizer(
+        model, recipe.optimizer, world.group, objective.compiled, objective.graphs and world.size == 1
+    )
     facts: dict[str, Any] = {}
     if start is not None:
         facts = start.state.facts

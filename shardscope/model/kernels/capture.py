@@ -11,6 +11,8 @@ import torch
 
 T = TypeVar("T")
 
+PLAIN = 3  # times that work is done plainly before it is captured: compiling is over by then
+
 # The driver knows of one capture in a process.
 _ONE = Lock()
 

@@ -59,6 +59,7 @@ GUESTS = {
     "huggingface_hub": {"interop", "data"},
     "wandb": {"train"},
     "cudnn": {"model"},
+    "matplotlib": {"bench"},
 }
 
 

@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "shardscope"
-LEAVES = {"config", "device", "files", "manifest", "processes", "progress", "resources", "tensors", "tokenizer"}
+LEAVES = {
+    "config",
+    "device",
+    "files",
+    "manifest",
+    "processes",
+    "progress",
+    "resources",
+    "tensors",
+    "terminal",
+    "tokenizer",
+}
 # Room: the rooms it may import from, besides itself.
 ARROWS = {
     "config": set(),
@@ -25,6 +36,7 @@ ARROWS = {
     "tokenizer_checks": set(),
     "progress": set(),
     "resources": set(),
+    "terminal": set(),
     "model": {"config"},
     "checkpoint": LEAVES | {"model"},
     "data": LEAVES,

@@ -11,8 +11,8 @@ import torch
 from shardscope.cli.commands import COMMANDS
 from shardscope.cli.missing import missing_package
 from shardscope.cli.parser import CommandParser
-from shardscope.cli.terminal import prepare_output
 from shardscope.config import ConfigError
+from shardscope.terminal import prepare_output
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardscope.config import DataConfig, Source
+from shardscope.config import DataConfig, Source, user_path
 from shardscope.data.archives import shown
 from shardscope.data.builtin import builtin_version
 from shardscope.data.corpora import documents, files_of, holdout_documents, kind_of
@@ -143,7 +143,7 @@ def token_shards(source: Source, data: DataConfig, tokenizer: Tokenizer, progres
 
 def cache_of(data: DataConfig) -> Path:
     """The folder that holds token shards."""
-    return Path(data.cache_dir).expanduser() if data.cache_dir else Path.home() / ".cache" / "shardscope" / "tokens"
+    return user_path(data.cache_dir or "~/.cache/shardscope/tokens", "data.cache_dir")
 
 
 def _key(source: Source, data: DataConfig, tokenizer: Tokenizer) -> str:

@@ -14,6 +14,7 @@ from shardscope.config import PRESETS, ConfigError, Source, load_recipe, recipe_
 from shardscope.model import Shard
 from shardscope.processes import is_main_process
 from shardscope.resources import resource
+from shardscope.terminal import prepare_output
 from shardscope.train import Interrupted, Outcome, TrainingError, train
 
 # Flags that mean the same in every command of `shardscope`, and the fields that they set here.
@@ -31,6 +32,7 @@ def run_recipe(phase: str, doc: str | None, argv: Sequence[str] | None = None) -
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    prepare_output()
     add_arguments(parser)
     return run(parser.parse_args(argv), phase)
 

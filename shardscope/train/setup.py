@@ -242,14 +242,15 @@ def _opened(recipe: Recipe) -> _Start | None:
                 raise
         else:
             if folder.exists():
+                if not found.state.optimizer:
+                    log.warning("%s: holds weights alone; the optimizer begins without momentum", folder)
                 return found
 
 
 def _state(folder: Path) -> TrainingState:
-    """The training state; of a checkpoint of weights alone an empty one, and a line that says so."""
+    """The training state; an empty one of a checkpoint of weights alone."""
     if (folder / STATE).exists() and (folder / OPTIMIZER).exists():
         return read_training_state(folder)
-    log.warning("%s: holds weights alone; the optimizer begins without momentum", folder)
     facts = read_facts(folder) if (folder / STATE).exists() else {}
     return TrainingState(step=0, facts=facts)
 

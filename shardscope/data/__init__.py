@@ -1,9 +1,9 @@
 """Corpora, token shards, mixtures and batches."""
 
-from shardscope.data.corpora import documents
+from shardscope.data.corpora import documents, files_of, kind_of, located
 from shardscope.data.files import DataError, Reading
 from shardscope.data.holdout import Holdout, HoldoutBatch
-from shardscope.data.mixture import Batch, Mixture, SourcePlan, document_starts, format_plan
+from shardscope.data.mixture import Batch, Mixture, SourcePlan, dealt, document_starts, format_plan
 from shardscope.data.prefetch import Prefetcher
 from shardscope.data.prepare import Prepared, prepare, sample_documents, shards_of
 from shardscope.data.readers import Document
@@ -22,9 +22,13 @@ __all__ = [
     "SourcePlan",
     "SourceShards",
     "TokenShard",
+    "dealt",
     "document_starts",
     "documents",
+    "files_of",
     "format_plan",
+    "kind_of",
+    "located",
     "prepare",
     "sample_documents",
     "shards_of",

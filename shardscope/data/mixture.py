@@ -105,6 +105,13 @@ def document_starts(tokens: Int[Tensor, "batch pos"], bos_id: int) -> Int[Tensor
     return starts
 
 
+def dealt(weights: Sequence[float], rows: int) -> list[int]:
+    """How many of a run's first `rows` rows each source has, by its weight."""
+    having = [number for number, weight in enumerate(weights) if weight > 0]
+    counts = dict(zip(having, _Turns([weights[number] for number in having]).counts(rows), strict=True))
+    return [counts.get(number, 0) for number in range(len(weights))]
+
+
 class _Turns:
     """Deals rows to sources so evenly that after any number of rows each is within a few rows of its share.
 

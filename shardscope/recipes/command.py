@@ -16,6 +16,7 @@ from shardscope.processes import is_main_process
 from shardscope.resources import resource
 from shardscope.terminal import prepare_output
 from shardscope.train import Interrupted, Outcome, TrainingError, train
+from shardscope.train.plan import format_plan, plan
 
 # Flags that mean the same in every command of `shardscope`, and the fields that they set here.
 SHORT_FLAGS = {"run_dir": "--out", "start_from": "--checkpoint", "train.device": "--device"}
@@ -44,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{_table_of(Source, 'a source, as in data.sources = [{name = ..., path = ...}]')}\n{parser.epilog or ''}"
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a packaged recipe")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the learning rate, tokens and passes of each source, FLOPs, hours and memory, and read nothing",
+    )
     flags = parser.add_argument_group("fields of the recipe", "each flag overrides the file; values are TOML")
     flags.add_argument("--model.preset", metavar="VALUE", help=f"a named architecture: {', '.join(PRESETS)}")
     for key, text, default in recipe_fields():
@@ -62,6 +68,9 @@ def run(arguments: argparse.Namespace, phase: str | None = None) -> int:
             raise ConfigError(
                 f"{path}: phase={recipe.phase!r}; run it with python -m shardscope.recipes.{recipe.phase}"
             )
+        if arguments.dry_run:
+            print(format_plan(plan(recipe)))
+            return 0
         outcome = train(recipe, probe=_probe if recipe.train.sample_every else None)
     except (ConfigError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,6 +12,7 @@ BENCHES = {
     "decode": "Generation: tokens a second beside transformers' generate.",
     "score": "Scoring: ARC questions a second beside lm-eval's own --model hf.",
     "attention": "Attention views of a long prompt beside TransformerLens's cache.",
+    "xray": "The X-ray of a loop: seconds to a verdict, interventions in one batch beside one by one.",
     "failures": "Failure labels: false alarms on people's text, planted loops, milliseconds.",
 }
 

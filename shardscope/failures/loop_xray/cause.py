@@ -401,6 +401,6 @@ def established_replay(model: Shard, generation: Generation, onset: Onset) -> Re
         if set(replay.play([[]], nothing).outcomes[0]) == {"same loop"}:
             return replay
     raise XrayError(
-        f"the text ends in a loop of {onset.period} tokens, but greedy decoding leaves it after {written} copies: it "
-        "was the sampling that repeated itself; X-ray a greedy text (temperature 0)"
+        f"the text ends in a loop of {onset.period} tokens, but greedy decoding leaves it after {written} copies; "
+        "generate more tokens, and greedily (temperature 0)"
     )

@@ -64,6 +64,11 @@ COMMANDS = (
         ),
     ),
     Command(
+        "longcontext",
+        "How far back a fact is retrieved, which heads fetch it, and the loss by position.",
+        ("longcontext", "longcontext runs/shard-nano-anneal --distance 256 --distance 1024 --json reach.json"),
+    ),
+    Command(
         "eval",
         "Score ARC, GSM8K, MATH and arithmetic offline on a small sample, earlier runs beside it.",
         (

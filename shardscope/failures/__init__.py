@@ -5,6 +5,7 @@ from shardscope.failures.labels import Failure, Flag, Labels, label
 from shardscope.failures.loop_xray import Xray, XrayError, xray
 from shardscope.failures.loops import Loop, find_loop
 from shardscope.failures.prompts import CARD_PROMPTS, CardPrompt, Domain
+from shardscope.failures.retrieval import LongContext, long_context
 
 __all__ = [
     "CARD_PROMPTS",
@@ -14,6 +15,7 @@ __all__ = [
     "Failure",
     "Flag",
     "Labels",
+    "LongContext",
     "Loop",
     "Xray",
     "XrayError",
@@ -21,6 +23,7 @@ __all__ = [
     "describe",
     "find_loop",
     "label",
+    "long_context",
     "sample_card",
     "xray",
 ]

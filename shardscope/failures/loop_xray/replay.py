@@ -133,7 +133,7 @@ class Replay:
         last = max((start for row in starts for start in row), default=-1)
         text = self.text[: given + (self.effect if last < 0 else last * self.step + self.length)]
         tokens = torch.tensor(text, device=self.model.device).expand(len(sets), -1)
-        scores = read_tokens(self._branch(len(sets)), Interventions(self.model, sets, bank), tokens)
+        scores = read_tokens(branch(self._start, [0] * len(sets)), Interventions(self.model, sets, bank), tokens)
         # Where each row first writes something else than the loop, from each start on.
         leaves = [np.flatnonzero(row) for row in scores.chosen != np.array(text)]
         turns: dict[tuple[int, int], int | None] = {}
@@ -161,7 +161,7 @@ class Replay:
             texts = [[*self.text[:at], int(scores.chosen[row, at])] for row, at in some]
             interventions = Interventions(self.model, [sets[row] for row, _ in some], bank)
             longest = max(scores.chosen.shape[1] - len(text) for text in texts)
-            rows = write_tokens(self._branch(len(some)), interventions, texts, longest)
+            rows = write_tokens(branch(self._start, [0] * len(some)), interventions, texts, longest)
             written |= {key: [text[-1], *row] for key, text, row in zip(some, texts, rows, strict=True)}
         return written
 
@@ -177,13 +177,14 @@ class Replay:
         shared = sum(step in own for step in _steps(block))
         return "variant" if 2 * shared >= len(_steps(block)) else "another loop"
 
-    def _branch(self, rows: int) -> Decoder:
-        """A decoder with a row for each intervention, that goes on from what comes before the loop."""
-        decoder = copy(self._start)
-        decoder.cache = copy(self._start.cache)
-        decoder.cache.layers = [copy(layer) for layer in self._start.cache.layers]
-        decoder.keep([0] * rows)
-        return decoder
+
+def branch(decoder: Decoder, rows: Sequence[int]) -> Decoder:
+    """A decoder of its own that goes on from copies of these sequences."""
+    other = copy(decoder)
+    other.cache = copy(decoder.cache)
+    other.cache.layers = [copy(layer) for layer in decoder.cache.layers]
+    other.keep(rows)
+    return other
 
 
 # ------------------------------------------------------------------------------------------------ reading and writing

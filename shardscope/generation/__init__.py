@@ -2,7 +2,7 @@
 
 from shardscope.generation.engine import Generation, GenerationError, StopReason, TokenEvent, generate, stream
 from shardscope.generation.forward import Decoder, Packed
-from shardscope.generation.sampling import SamplingConfig
+from shardscope.generation.sampling import NotFiniteError, SamplingConfig
 from shardscope.generation.scoring import ContinuationScore, score, score_groups
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Decoder",
     "Generation",
     "GenerationError",
+    "NotFiniteError",
     "Packed",
     "SamplingConfig",
     "StopReason",

@@ -19,7 +19,7 @@ from shardscope.config import ConfigError, suggest
 from shardscope.generation.forward import Decoder, Packed, is_watched
 from shardscope.generation.graphs import STEPS, greedy_steps
 from shardscope.generation.lookup import MOST, Guesser
-from shardscope.generation.sampling import Sampler, SamplingConfig
+from shardscope.generation.sampling import Sampler, SamplingConfig, check_finite
 from shardscope.generation.text import TextStream
 from shardscope.model import Prompt, Prompts, Shard
 from shardscope.model.prompts import is_one, token_rows
@@ -100,7 +100,7 @@ def generate(
     `max_new_tokens=40`; they go before `config`. `seeds` gives each sequence its own seed (default: config.seed,
     config.seed + 1, …). A sequence's sample does not depend on its batch. `packed` are the model's weights, packed
     before, for many calls in a row. Raises PromptError for a prompt that this model cannot read, GenerationError for
-    stop texts without a tokenizer.
+    stop texts without a tokenizer, NotFiniteError for a model whose logits are not finite.
     """
     config = _config(config, choices)
     sequences = _sequences(model, prompts, config, seeds)
@@ -147,6 +147,7 @@ class _Sequence:
     stop_reason: StopReason | None = None
 
     def take(self, id: int, logprob: float) -> TokenEvent:
+        check_finite([logprob])
         if id == self.eos_id:
             return self.end("eos", None, logprob)
         self.ids.append(id)

@@ -5,8 +5,10 @@ A sequence draws from its own generator, seeded by its own seed, so its sample d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,22 +34,49 @@ class SamplingConfig:
     )
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            value, kind = getattr(self, item.name), _KINDS.get(str(item.type))
+            if kind is not None:
+                known = isinstance(value, kind[0]) and (kind[0] is bool or not isinstance(value, bool))
+                _require(known, f"{item.name}={value!r} is not {kind[1]}")
         _require(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} must be at least 1")
         _require(0 <= self.temperature < float("inf"), f"temperature={self.temperature} must be 0 (greedy) or above")
         _require(self.top_k >= 0, f"top_k={self.top_k} is negative; use 0 to sample among all tokens")
         _require(0 < self.top_p <= 1, f"top_p={self.top_p} is a probability; use a value above 0, at most 1")
         _require(
-            0 < self.repetition_penalty < float("inf"),
-            f"repetition_penalty={self.repetition_penalty} must be above 0; 1 switches it off",
+            0.01 <= self.repetition_penalty <= 100,
+            f"repetition_penalty={self.repetition_penalty} must lie between 0.01 and 100; 1 switches it off",
         )
-        _require(not isinstance(self.stop, str), f"stop={self.stop!r} is one string; pass a tuple of them")
+        texts = isinstance(self.stop, tuple | list) and all(isinstance(text, str) for text in self.stop)
+        _require(texts, f"stop={self.stop!r} is not a tuple of texts; write it as in stop=('\\n',)")
         _require(all(self.stop), "stop holds an empty string, which would stop before the first token; remove it")
         _require(0 <= self.seed < 2**63, f"seed={self.seed} must lie between 0 and 2^63 - 1")
+
+
+# What a field of each type takes, and what that is called.
+_KINDS: dict[str, tuple[Any, str]] = {
+    "int": (int, "a whole number"),
+    "float": (int | float, "a number"),
+    "bool": (bool, "True or False"),
+}
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(f"sampling: {message}")
+
+
+class NotFiniteError(ConfigError):
+    """A model that computes no numbers."""
+
+
+def check_finite(logprobs: Sequence[float]) -> None:
+    """Raises NotFiniteError for log-probabilities that are not finite: a single logit that is not a number shows."""
+    if not all(map(math.isfinite, logprobs)):
+        raise NotFiniteError(
+            "the model's logits are not finite: a weight or a number of its config is NaN or too large; "
+            "load another checkpoint"
+        )
 
 
 class Sampler:
@@ -110,7 +139,9 @@ def shaped(logits: Float[Tensor, "batch vocab"], config: SamplingConfig) -> Floa
 
     Among equal logits the lower id is cut last. The likeliest token always stays.
     """
-    scores = logits.double() / config.temperature
+    scores = logits.double()
+    # Less the largest, so that the smallest temperature leaves 0 and -inf, which is the greedy choice.
+    scores = (scores - scores.amax(dim=-1, keepdim=True)) / config.temperature
     if not config.top_k and config.top_p == 1:
         return scores.softmax(dim=-1)
     ordered, order = scores.sort(dim=-1, descending=True, stable=True)
@@ -126,10 +157,11 @@ def shaped(logits: Float[Tensor, "batch vocab"], config: SamplingConfig) -> Floa
 def draw(probabilities: Float[Tensor, "batch vocab"], uniform: Float[Tensor, "batch"]) -> Int[Tensor, "batch"]:
     """The token at which the cumulative probability passes `uniform` (in [0, 1)) of the total.
 
-    In the order of the ids, so that two nearly equal probabilities changing places changes nothing.
+    In the order of the ids, so that two nearly equal probabilities changing places changes nothing. Probabilities that
+    are not numbers give some token, too: its log-probability tells.
     """
     cumulative = probabilities.cumsum(dim=-1)
     total = cumulative[:, -1:].contiguous()
     token = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
     last_possible = torch.searchsorted(cumulative, total)
-    return torch.minimum(token, last_possible)[:, 0]
+    return torch.minimum(token, last_possible).clamp(max=probabilities.shape[-1] - 1)[:, 0]

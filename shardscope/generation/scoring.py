@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from shardscope.generation.forward import Packed, is_watched
+from shardscope.generation.sampling import check_finite
 from shardscope.generation.tree import Tree, in_tiles, tree_hidden
 from shardscope.model import Prompt, PromptError, Prompts, Shard
 from shardscope.model.prompts import is_one, token_rows
@@ -32,7 +33,8 @@ def score(model: Shard, context: Prompt, continuations: Prompts) -> float | list
     """ln p(continuation | context) in nats, of one continuation or of each of several.
 
     A context's text begins with `<|endoftext|>`; a continuation's is tokenized by itself, so it usually begins with a
-    space. Together they fit the model's context, the last token not counted: it is never read. Raises PromptError.
+    space. Together they fit the model's context, the last token not counted: it is never read. Raises PromptError, or
+    NotFiniteError for a model whose logits are not finite.
     """
     if not is_one(context):
         raise PromptError("several contexts came, and each continuation follows one; call score once for each")
@@ -61,6 +63,7 @@ def score_groups(
     """
     pairs = [(tuple(context), tuple(continuation)) for context, own in groups for continuation in own]
     found = _watched_scores(model, pairs) if is_watched(model) else _tree_scores(packed or Packed(model), model, pairs)
+    check_finite([score.logprob for score in found])
     scores = iter(found)
     return [[next(scores) for _ in continuations] for _, continuations in groups]
 

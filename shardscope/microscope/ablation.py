@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shardscope.microscope.logits import LENS_ROWS, check_position
-from shardscope.microscope.reading import MicroscopeError
+from shardscope.microscope.reading import MicroscopeError, check_finite_activations
 from shardscope.model import HookPoint, Prompt, Shard
 from shardscope.model.prompts import one_prompt
 
@@ -92,6 +92,7 @@ def ablation_effect(
     whole = model.hidden(ids[None])[0]
     with ablated(model, heads, mode, reference=ids if reference is None else reference):
         without = model.hidden(ids[None])[0]
+    check_finite_activations(whole, without)
     kl, losses = [], []
     following = torch.cat([ids[1:], ids.new_full((1,), -1)])
     for x, y, token in zip(whole.split(LENS_ROWS), without.split(LENS_ROWS), following.split(LENS_ROWS), strict=True):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from shardscope.generation.forward import blocks_of
 from shardscope.microscope.forward import through
-from shardscope.microscope.reading import Ids, MicroscopeError
+from shardscope.microscope.reading import Ids, MicroscopeError, check_finite_activations
 from shardscope.model import HookPoint, Prompt, Shard
 from shardscope.model.prompts import check_ids, one_prompt
 
@@ -114,6 +114,7 @@ def residuals(model: Shard, prompt: Prompt, positions: Sequence[int] | None = No
         x = model.hook_embed(model.embed(ids[None]))
         for block in blocks_of(model):
             x = through(block, x)
+    check_finite_activations(*kept[-1:])
     return Residuals(model, ids, tuple(places), torch.stack(kept))
 
 
@@ -152,6 +153,7 @@ def attribution(
     # Nothing after the position can matter to it.
     with model.hooks(fwd_hooks=[(name, keep) for name in names]):
         hidden = model.hidden(ids[None, : position + 1])
+    check_finite_activations(hidden)
     if token is None:
         token = int(model.unembed(hidden[:, -1:])[0, 0].argmax())
     direction = model.embed.W_E[token].float()

@@ -353,7 +353,17 @@ def read_layers(model: Shard, prompt: Prompt) -> Iterator[LayerReading]:
             else:  # of which only queries and keys are looked at
                 block.attn.project(block.ln1(block.hook_resid_pre(x)))
         q, k = held
+        check_finite_activations(q, k)
         yield LayerReading(layer, window, q, k)
+
+
+def check_finite_activations(*activations: Tensor) -> None:
+    """Raises MicroscopeError where a model computes no numbers."""
+    if not all(bool(activation.isfinite().all()) for activation in activations):
+        raise MicroscopeError(
+            "the model's activations are not finite: a weight or a number of its config is NaN or too large; "
+            "load another checkpoint"
+        )
 
 
 def cell_sizes(n: int, cell: int) -> Float[np.ndarray, "cells"]:

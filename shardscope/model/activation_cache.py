@@ -149,7 +149,7 @@ class Cache(dict[str, Tensor]):
         final = last == self.model.config.n_layers
         stack = self._stacked(found, pos_slice)
         if apply_ln and final:
-            stack = self.model.ln_final(stack)
+            stack = self._final_norm(stack)
         elif apply_ln:
             stack = self.apply_ln_to_stack(stack, last, mlp_input, pos_slice)
         return (stack, [label for label, _ in found]) if return_labels else stack
@@ -232,7 +232,7 @@ class Cache(dict[str, Tensor]):
             residual_stack = sliced(residual_stack, batch_slice, dim=1)
         if last == self.model.config.n_layers:
             if recompute_ln:
-                return self.model.ln_final(residual_stack)
+                return self._final_norm(residual_stack)
             scale = self["ln_final.hook_scale"]
         else:
             scale = self["scale", last, "ln2" if mlp_input else "ln1"]
@@ -279,6 +279,9 @@ class Cache(dict[str, Tensor]):
         if not 0 <= layer <= n_layers:
             raise ValueError(f"layer={layer}: this model has layers 0 to {n_layers - 1}, and {n_layers} for their end")
         return layer
+
+    def _final_norm(self, stack: Stack) -> Stack:
+        return self.model.ln_final(stack.reshape(1, -1, stack.shape[-1])).reshape(stack.shape)
 
     def _head_results(self, layer: int) -> Float[Tensor, "*batch pos head d_model"]:
         if (found := self.get(("result", layer))) is not None:

@@ -75,8 +75,8 @@ def test_a_card_too_many_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 COMMANDS = [
-    ["generate", "{checkpoint}", "Once"],
-    ["attention", "{checkpoint}", "--prompt-file", "{folder}/prompt.txt", "--out", "{folder}/out"],
+    ["generate", "Once", "--checkpoint", "{checkpoint}"],
+    ["attention", "--checkpoint", "{checkpoint}", "--prompt-file", "{folder}/prompt.txt", "--out", "{folder}/out"],
     ["bench", "attention"],
 ]
 
@@ -98,6 +98,14 @@ def test_auto_is_a_device_of_the_attention_command(tiny_checkpoint: Path, tmp_pa
     pytest.importorskip("pyarrow")
     (tmp_path / "prompt.txt").write_text("Once upon a time")
     out = tmp_path / "out"
-    words = ["attention", str(tiny_checkpoint), "--prompt-file", str(tmp_path / "prompt.txt"), "--out", str(out)]
+    words = [
+        "attention",
+        "--checkpoint",
+        str(tiny_checkpoint),
+        "--prompt-file",
+        str(tmp_path / "prompt.txt"),
+        "--out",
+        str(out),
+    ]
     assert main([*words, "--device", "auto"]) == 0
     assert (out / "attention.html").exists()

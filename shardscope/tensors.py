@@ -69,6 +69,9 @@ def read_header(path: Path, failure: type[ConfigError] = ReadError) -> dict[str,
         with regular_file(path, failure).open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
+            if file.read(24) == b"version https://git-lfs.":
+                raise refuse("it is a Git LFS pointer, not the file it points to; fetch that with `git lfs pull`")
+            file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MOST_HEADER):
                 raise refuse(f"{size} bytes have no room for a header of {length}, or it is above {MOST_HEADER}")

@@ -17,6 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=path, metavar="PATH", help="an exported directory, or a .pt file")
     add_out(parser, "the folder that the checkpoint is written to, new or empty", required=True)
     parser.add_argument("--tokenizer", type=path, metavar="FILE", help="tokenizer.json of a .pt file")
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a key of a .pt file's config that is not understood and only concerned training; may be repeated",
+    )
     parser.add_argument("--bos", metavar="TOKEN", help="the token in it that begins a document, if not <|endoftext|>")
     parser.add_argument("--text", type=path, metavar="FILE", help="a text that decides what is ambiguous in a .pt file")
 
@@ -47,6 +54,6 @@ def _original(arguments: argparse.Namespace) -> Shard:
             f"{arguments.path} holds no vocabulary; pass --tokenizer with the tokenizer.json published beside it"
         )
     text = None if arguments.text is None else read_text(Path(arguments.text), "--text")
-    imported = import_original(arguments.path, arguments.tokenizer, text, arguments.bos)
+    imported = import_original(arguments.path, arguments.tokenizer, text, arguments.bos, arguments.ignore)
     print("\n".join(imported.report))
     return imported.model

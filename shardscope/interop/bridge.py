@@ -31,7 +31,7 @@ from transformers import VaultGemmaForCausalLM
 from transformers.models.vaultgemma.modeling_vaultgemma import VaultGemmaRotaryEmbedding
 
 from shardscope.checkpoint import load
-from shardscope.interop.huggingface import pretrained_tokenizer, vaultgemma_config
+from shardscope.interop.huggingface import config_without_qk_norm, pretrained_tokenizer
 from shardscope.model import Shard
 
 ARCHITECTURE = "ShardForCausalLM"
@@ -76,7 +76,13 @@ class ShardArchitectureAdapter(ArchitectureAdapter):
                 submodules={
                     "ln1": RMSNormalizationBridge(name="input_layernorm", config=self.cfg),
                     "ln2": RMSNormalizationBridge(name="pre_feedforward_layernorm", config=self.cfg),
-                    "attn": self._build_attention_bridge(),
+                    "attn": self._qkvo_attention_bridge(
+                        extra_submodules={
+                            # Only a Shard with `qk_norm` has them.
+                            name: RMSNormalizationBridge(name=name, config=self.cfg, optional=True)
+                            for name in ("q_norm", "k_norm")
+                        }
+                    ),
                     "mlp": self._gated_mlp(),
                 },
             ),
@@ -100,7 +106,7 @@ class PlainRMSNorm(nn.Module):
 
 def shared_module(shard: Shard) -> VaultGemmaForCausalLM:
     """A VaultGemma with plain norms and an unscaled embedding that computes with the Shard's own weights."""
-    config = vaultgemma_config(shard.config)
+    config = config_without_qk_norm(shard.config)
     config.architectures = [ARCHITECTURE]
     config._attn_implementation = "eager"
     with torch.device("meta"):
@@ -124,6 +130,9 @@ def shared_module(shard: Shard) -> VaultGemmaForCausalLM:
         attn.o_proj.weight = _shared(rearrange(block.attn.W_O, "head d_head d_model -> d_model (head d_head)"))
         for linear, weight in ((mlp.gate_proj, "W_gate"), (mlp.up_proj, "W_in"), (mlp.down_proj, "W_out")):
             linear.weight = _shared(getattr(block.mlp, weight).T)
+        if shard.config.qk_norm:
+            gain = torch.full((shard.config.d_head,), shard.config.qk_gain, device=device, dtype=shard.embed.W_E.dtype)
+            attn.q_norm, attn.k_norm = PlainRMSNorm(gain, eps), PlainRMSNorm(gain, eps)
     module.register_forward_pre_hook(_refuse_what_does_not_fit, with_kwargs=True)
     return module.eval()
 

@@ -13,6 +13,7 @@ were changed in transformers win.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -25,11 +26,11 @@ from torch import Tensor
 
 from shardscope.checkpoint import WEIGHTS, load
 from shardscope.config import ConfigError, ShardConfig
-from shardscope.files import read_json, whole_folder, write_text
+from shardscope.files import file_inside, read_json, whole_folder, write_text
 from shardscope.interop.model_card import model_card
-from shardscope.interop.rounding import DTYPES, greedy_kept
+from shardscope.interop.rounding import DTYPES, compare_greedy_texts
 from shardscope.model import Shard
-from shardscope.tensors import metadata_of, read_tensors, write_tensors
+from shardscope.tensors import metadata_of, read_tensors, why_no_weights, write_tensors
 from shardscope.tokenizer import Tokenizer, TokenizerError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 EXACT_NORMS = "shardscope.safetensors"
 
 
-class HomeError(ConfigError):
+class InteropError(ConfigError):
     """A model that cannot be brought to or from another library without changing it; the message says why."""
 
 
@@ -52,19 +53,19 @@ def export_pretrained(
 
     `model` is a Shard, a checkpoint or a run (None: the built-in model, else the newest run). Where `dtype` is narrower
     than the model's, the greedy texts of twenty prompts are compared, and what changed is reported and put on the card.
-    Raises HomeError when `folder` is in use, when `dtype` is unknown, or when VaultGemma cannot express the
+    Raises InteropError when `folder` is in use, when `dtype` is unknown, or when VaultGemma cannot express the
     architecture.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise HomeError(f"{folder} exists and is not empty; name a new folder")
+        raise InteropError(f"{folder} exists and is not empty; name a new folder")
     if dtype not in DTYPES:
-        raise HomeError(f"dtype={dtype!r} cannot be exported; use one of {', '.join(DTYPES)}")
+        raise InteropError(f"dtype={dtype!r} cannot be exported; use one of {', '.join(DTYPES)}")
     shard = model if isinstance(model, Shard) else load(model, device="cpu")
     config = vaultgemma_config(shard.config, dtype, _special_id(shard))
     weights, note = to_vaultgemma(shard, DTYPES[dtype]), ""
     if torch.finfo(DTYPES[dtype]).eps > torch.finfo(shard.embed.W_E.dtype).eps:
-        note = greedy_kept(shard, to_transformers(shard, dtype)).sentence(dtype)
+        note = compare_greedy_texts(shard, to_transformers(shard, dtype)).sentence(dtype)
         report(note)
     with whole_folder(folder) as partial:
         write_tensors(partial / WEIGHTS, weights, {"format": "pt"})
@@ -80,24 +81,51 @@ def export_pretrained(
 def import_pretrained(folder: str | Path) -> Shard:
     """The Shard in a directory that `export_pretrained` wrote, or that transformers saved after loading one.
 
-    Of a float32 export the weights return bit for bit; mixed dtypes become the widest of them. Raises HomeError when
+    Of a float32 export the weights return bit for bit; mixed dtypes become the widest of them. Raises InteropError when
     the directory holds no Shard, CheckpointError when a file of it cannot be read.
     """
     folder = Path(folder)
-    values = read_json(folder / "config.json", HomeError)
+    values = read_json(file_inside(folder, "config.json", InteropError), InteropError)
     side, pattern = _read_side_file(folder / EXACT_NORMS)
     config = shard_config(values, pattern, where=str(folder / "config.json"))
-    weights = from_vaultgemma(read_tensors(folder / WEIGHTS, HomeError), config, side, where=str(folder / WEIGHTS))
+    weights = from_vaultgemma(_read_weights(folder), config, side, where=str(folder / WEIGHTS))
+    if reason := why_no_weights(weights):
+        raise InteropError(f"{folder / WEIGHTS}: {reason}")
     widest = reduce(torch.promote_types, {weight.dtype for weight in weights.values()})
     model = Shard.of_weights(config, weights, widest)
     if (folder / "tokenizer.json").exists():
         model.tokenizer = native_tokenizer(folder / "tokenizer.json")
         if model.tokenizer.vocab_size > config.vocab_size:
-            raise HomeError(
+            raise InteropError(
                 f"{folder}: tokenizer.json has {model.tokenizer.vocab_size} entries, config.json only "
                 f"vocab_size={config.vocab_size}"
             )
     return model.eval()
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a directory, in one file or in the several that an index lists."""
+    if os.path.lexists(folder / WEIGHTS):
+        return read_tensors(file_inside(folder, WEIGHTS, InteropError), InteropError)
+    index = folder / f"{WEIGHTS}.index.json"
+    if not os.path.lexists(index):
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf"))
+        instead = f"; it has {', '.join(others[:4])}, so save it again as safetensors" if others else ""
+        raise InteropError(f"{folder}: has neither {WEIGHTS} nor {index.name}{instead}")
+    places = read_json(file_inside(folder, index.name, InteropError), InteropError).get("weight_map")
+    if not isinstance(places, dict) or not all(
+        isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name for name in places.values()
+    ):
+        raise InteropError(f"{index}: its weight_map does not say in which file of the folder each weight is")
+    weights: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        found = read_tensors(file_inside(folder, name, InteropError), InteropError)
+        if odd := sorted(part for part in found if places.get(part) != name):
+            raise InteropError(f"{folder / name}: holds {odd[0][:100]}, which {index.name} does not place there")
+        weights |= found
+    if lacking := sorted(places.keys() - weights.keys()):
+        raise InteropError(f"{index}: lists {lacking[0][:100]} in {places[lacking[0]]}, which does not hold it")
+    return weights
 
 
 def to_transformers(model: Shard, dtype: str = "float32") -> VaultGemmaForCausalLM:
@@ -113,11 +141,21 @@ def to_transformers(model: Shard, dtype: str = "float32") -> VaultGemmaForCausal
 
 
 def vaultgemma_config(config: ShardConfig, dtype: str = "float32", special_id: int = 0) -> VaultGemmaConfig:
-    """The VaultGemma that computes this architecture. Raises HomeError if there is none."""
+    """The VaultGemma that computes this architecture. Raises InteropError if there is none."""
+    if config.qk_norm:
+        raise InteropError(
+            "this model normalises queries and keys (model.qk_norm), which no stock model of transformers does with "
+            "norms before each part alone and capped logits; it opens in TransformerLens, or stays in Shardscope"
+        )
+    return config_without_qk_norm(config, dtype, special_id)
+
+
+def config_without_qk_norm(config: ShardConfig, dtype: str = "float32", special_id: int = 0) -> VaultGemmaConfig:
+    """The VaultGemma that computes all but the normalisation of queries and keys. Raises InteropError."""
     from transformers import VaultGemmaConfig
 
     if config.d_model % config.n_heads:
-        raise HomeError(
+        raise InteropError(
             f"VaultGemma wants d_model to be a multiple of n_heads, this model has d_model={config.d_model} and "
             f"n_heads={config.n_heads}; such a Shard stays in Shardscope"
         )
@@ -162,7 +200,7 @@ _LETTERS = {"sliding_attention": "S", "full_attention": "G"}
 
 
 def shard_config(values: dict[str, Any], pattern: str | None = None, where: str = "config.json") -> ShardConfig:
-    """The Shard that a VaultGemma's config.json describes. Raises HomeError naming the first key that does not fit.
+    """The Shard that a VaultGemma's config.json describes. Raises InteropError naming the first key that does not fit.
 
     `pattern` is how the Shard wrote its layer pattern; it counts if it means the same layers.
     """
@@ -170,11 +208,11 @@ def shard_config(values: dict[str, Any], pattern: str | None = None, where: str 
     def require(fits: bool, key: str, wanted: str) -> None:
         if not fits:
             found = repr(values[key]) if key in values else "missing"
-            raise HomeError(f"{where}: {key} is {found}, but a Shard needs {wanted}")
+            raise InteropError(f"{where}: {key} is {found}, but a Shard needs {wanted}")
 
     kind = values.get("model_type")
     if kind == "shard":
-        raise HomeError(f"{where}: is a checkpoint of Shardscope already; there is nothing to import")
+        raise InteropError(f"{where}: is a checkpoint of Shardscope already; there is nothing to import")
     require(kind == "vaultgemma", "model_type", "'vaultgemma'")
     exact: dict[str, Any] = {"hidden_activation": "silu", "attn_logit_softcapping": None, "tie_word_embeddings": False}
     for key, wanted in exact.items():
@@ -204,7 +242,7 @@ def shard_config(values: dict[str, Any], pattern: str | None = None, where: str 
     try:
         config = ShardConfig.from_dict(described)
     except ConfigError as error:
-        raise HomeError(f"{where}: describes no Shard: {error}") from None
+        raise InteropError(f"{where}: describes no Shard: {error}") from None
     if pattern is not None and set(pattern) <= {"S", "G"} and pattern:
         as_written = ShardConfig.from_dict({**described, "layer_pattern": pattern})
         if as_written.layer_kinds == config.layer_kinds:
@@ -260,15 +298,15 @@ def from_vaultgemma(
     exact_norms: dict[str, Tensor] | None = None,
     where: str = "weights",
 ) -> dict[str, Tensor]:
-    """Our state dict from VaultGemma's. Raises HomeError when a weight is missing, extra, misshapen, or untied."""
+    """Our state dict from VaultGemma's. Raises InteropError when a weight is missing, extra, misshapen, or untied."""
     names, shapes = _names(config), _vaultgemma_shapes(config)
     if odd := sorted(shapes.keys() ^ weights.keys()):
-        raise HomeError(f"{where}: {odd[0]} is {'missing' if odd[0] in shapes else 'no weight of a Shard'}")
+        raise InteropError(f"{where}: {odd[0]} is {'missing' if odd[0] in shapes else 'no weight of a Shard'}")
     for name, weight in weights.items():
         if tuple(weight.shape) != shapes[name]:
-            raise HomeError(f"{where}: {name} is {tuple(weight.shape)}, config.json says {shapes[name]}")
+            raise InteropError(f"{where}: {name} is {tuple(weight.shape)}, config.json says {shapes[name]}")
         if not weight.is_floating_point() or weight.dtype.itemsize == 1:
-            raise HomeError(
+            raise InteropError(
                 f"{where}: {name} holds {weight.dtype}, but a Shard's weights are floats of 16 bits or more"
             )
     embedding = weights["lm_head.weight"]
@@ -312,7 +350,7 @@ def _check_tied(embedding: Tensor, embed_tokens: Tensor, config: ShardConfig, wh
             through.append(narrow)
     scaled = [(embed_tokens.float() * _embed_scale(config, dtype), 4 * torch.finfo(dtype).eps) for dtype in through]
     if not any(torch.allclose(back, embedding.float(), rtol=eps, atol=1e-12) for back, eps in scaled):
-        raise HomeError(
+        raise InteropError(
             f"{where}: embed_tokens times sqrt({config.d_model}) is not lm_head, but a Shard has one embedding for "
             "both ends, and transformers trains the two apart; keep both frozen to bring the rest back"
         )
@@ -335,7 +373,7 @@ def _norms(model: Shard) -> dict[str, Tensor]:
 def _read_side_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
     if not path.exists():
         return {}, None
-    return read_tensors(path, HomeError), metadata_of(path, HomeError).get("layer_pattern")
+    return read_tensors(path, InteropError), metadata_of(path, InteropError).get("layer_pattern")
 
 
 # --------------------------------------------------------------------------------------- tokens and generation
@@ -365,13 +403,13 @@ def pretrained_tokenizer(tokenizer: Tokenizer, n_ctx: int, padding_side: str) ->
 
 def native_tokenizer(path: Path) -> Tokenizer:
     """Our tokenizer from a tokenizer.json that transformers wrote: without what it adds around the text."""
-    values = {**read_json(path, HomeError), "post_processor": None, "padding": None, "truncation": None}
+    values = {**read_json(path, InteropError), "post_processor": None, "padding": None, "truncation": None}
     try:
         return Tokenizer(Backend.from_str(json.dumps(values)))
     except TokenizerError as error:
-        raise HomeError(f"{path}: {error}") from None
+        raise InteropError(f"{path}: {error}") from None
     except Exception as error:  # the library raises bare Exception
-        raise HomeError(f"{path}: not a tokenizer.json of the tokenizers library: {error}") from None
+        raise InteropError(f"{path}: not a tokenizer.json of the tokenizers library: {error}") from None
 
 
 def _special_id(model: Shard) -> int:

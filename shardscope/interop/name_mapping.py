@@ -2,7 +2,8 @@
 
 A weight's layer is the first number in its name. Inside a layer its role follows from the words around it (attention
 or MLP, q, k, v, o) and from its shape: of three MLP matrices the odd one out writes back to the residual stream, and a
-matrix that is two or three times too tall is several stacked ones. What names and shapes leave open is a `Choice`.
+matrix two or three times as large as its partner is several stacked ones. What names and shapes leave open is a
+`Choice`.
 """
 
 from __future__ import annotations
@@ -18,25 +19,33 @@ from torch import Tensor
 
 from shardscope.config import ShardConfig
 from shardscope.interop.restricted import OriginalError
+from shardscope.interop.settings import Seen
 
-_LAYER = re.compile(r"(?:^|\.)(?:blocks?|layers?|h|transformer_blocks)\.(\d+)\.(.+)$")
+_LAYER = re.compile(r"(?:^|[._])(?:blocks?|layers?|h|decoders?|resblocks|blks?|units|stack)\.(\d+)\.(.+)$")
+_ANY_NUMBER = re.compile(r"(?:^|\.)(\d+)\.(.+)$")  # where no name has such a word before its number
 _WEIGHT = re.compile(r"\.(weight|w|scale|g)$")
-_BUFFER = re.compile(r"(inv_freq|freqs|rope|rotary|(^|[._])(cos|sin)($|[._])|mask|position_ids)")
-_ATTENTION = re.compile(r"attn|attention|mha|(^|\.)sa\.")
-_MLP = re.compile(r"mlp|ffn|feed_?forward|swiglu|(^|\.)ff\.")
+# What no matrix of weights is called: the last part of a name, or a table in a module of rotary positions.
+_BUFFER = re.compile(
+    r"(^|[._])(inv_freq|freqs?(_cis|_cos|_sin)?|cos|sin|cached|cache|mask|tril|position_ids)$"
+    r"|(^|\.)(rotary|rope)(_pos)?(_emb(edding)?s?)?\.(?!weight$)[^.]+$"
+)
+_ATTENTION = re.compile(r"attn|attention|mha|(^|[._])(self_)?(sa|att)([._]|$)")
+_MLP = re.compile(r"mlp|ffn|feed_?forward|swiglu|(^|[._])ff([._]|$)")
 _MLP_NORM = re.compile(
     r"(ln|norm|rms)_?2|(ffn|mlp|ff|feed_?forward)[._]?(ln|norm|rms)|(ln|norm|rms)_?(ffn|mlp|ff)|post_attention|pre_(ffn|mlp|feed)"
 )
 _ATTENTION_NORM = re.compile(
     r"(ln|norm|rms)_?1|(attn|attention)[._]?(ln|norm|rms)|(ln|norm|rms)_?(attn|attention)|input_|pre_att|sa_norm"
 )
-_FUSED_QKV = re.compile(r"qkv|c_attn|query_key_value|in_proj")
+_FUSED_QKV = re.compile(r"qkv|c_attn|query_key_value|in_proj|w_pack")
 _FUSED_KV = re.compile(r"(^|[._])(w|to_)?_?kv(_proj)?$")
 _ONE_HEAD_MATRIX = re.compile(
     r"(?:^|[._])(?:w_?|to_?|linear_?)?(q|k|v|o|query|key|value|out)(?:_?proj|_?linear)?(?:\.0)?$"
 )
 _ATTENTION_OUT = re.compile(r"(^|[._])(c_proj|proj|dense|output)$")
-_HEAD = re.compile(r"head|unembed|output|to_logits|embed_out")
+# What the matrix that writes to the residual stream is called; the second only where none is called the first.
+_MLP_OUT = (re.compile(r"down|c_proj|(^|\.)(w_?o|proj|output)$|4h_to_h"), re.compile(r"out|w_?2|fc_?2|lin(ear)?_?2"))
+_HEAD = re.compile(r"head|unembed|output|to_logits|embed_out|ff_out|lm_out|logits|classifier")
 _EMBEDDING = re.compile(r"emb|wte|tok")
 
 _OURS = {
@@ -47,6 +56,7 @@ _OURS = {
 
 GATE_FIRST, GATE_SECOND = "gate before up", "up before gate"
 IN_TURNS = ", row by row"
+COLUMNS_FIRST = "matrices stored [in, out]"
 HALVES, PAIRS = "RoPE rotates halves", "RoPE rotates neighbouring pairs"
 STACKED, PER_HEAD = " stacked", " of each head together"
 
@@ -59,10 +69,12 @@ class Choice:
     rope: str
     order: str = ""  # of what one matrix holds: "qkv", "qvk", "kv", "vk"; nothing if q, k and v are apart
     fused: str = ""
+    linear: bool = True  # matrices are stored [out, in], as nn.Linear does
 
     def __str__(self) -> str:
         attention = ", ".join(self.order) + self.fused
-        return "; ".join(part for part in (self.gate, self.rope, attention) if part)
+        stored = "" if self.linear else COLUMNS_FIRST
+        return "; ".join(part for part in (self.gate, self.rope, attention, stored) if part)
 
 
 @dataclass
@@ -88,7 +100,14 @@ class Reading:
     layers: list[Layer]
     names: dict[str, str]  # our name for a part outside the layers, to the file's
     ignored: list[str]
-    linear: bool  # matrices are stored [out, in], as nn.Linear does
+    linear: tuple[bool, ...]  # whether matrices may be stored [out, in], as nn.Linear does, or [in, out]
+
+    def seen(self) -> Seen:
+        """The sizes that the weights show."""
+        first, (vocab_size, d_model) = self.layers[0].weights, self.embedding.shape
+        d_mlp = (first["first"].numel() if "first" in first else first["gate_up"].numel() // 2) // d_model
+        heads = first["q"].shape[0] if "q" in first and first["q"].ndim == 3 else None
+        return Seen(vocab_size, d_model, len(self.layers), d_mlp, first["o"].numel() // d_model, heads)
 
     def choices(self) -> Iterator[Choice]:
         """Every way to read it that names and shapes allow."""
@@ -98,13 +117,13 @@ class Reading:
             gates += [gate + IN_TURNS for gate in gates]
         orders = ["qkv", "qvk"] if "qkv" in first.weights else ["kv", "vk"] if "kv" in first.weights else [""]
         fused = [STACKED, PER_HEAD] if orders != [""] else [""]
-        return (Choice(*parts) for parts in product(gates, [HALVES, PAIRS], orders, fused))
+        return (Choice(*parts) for parts in product(gates, [HALVES, PAIRS], orders, fused, self.linear))
 
     def state(self, config: ShardConfig, choice: Choice) -> dict[str, Tensor]:
         """Our state dict under one choice. Raises OriginalError when a shape does not fit the config."""
         state = {"embed.W_E": self.embedding, "ln_final.w": self.final_norm}
         for index, layer in enumerate(self.layers):
-            for name, weight in _layer_state(layer, config, choice, self.linear).items():
+            for name, weight in _layer_state(layer, config, choice).items():
                 state[f"blocks.{index}.{name}"] = weight
         return {name: weight.contiguous().clone() for name, weight in state.items()}
 
@@ -128,10 +147,11 @@ def read_spelling(weights: Mapping[str, Tensor]) -> Reading:
     inside: dict[int, dict[str, tuple[str, Tensor]]] = {}
     prefixes: dict[str, str] = {}
     ignored: list[str] = []
+    pattern = _LAYER if any(map(_LAYER.search, weights)) else _ANY_NUMBER
     for name, weight in weights.items():
         if _is_buffer(name, weight):
             ignored.append(name)
-        elif match := _LAYER.search(name):
+        elif match := pattern.search(name):
             prefixes.setdefault(name[: match.start(1)], name)
             if len(prefixes) > 1:
                 raise OriginalError(f"two stacks of layers, as in {' and '.join(prefixes.values())}; a Shard has one")
@@ -156,7 +176,8 @@ def read_spelling(weights: Mapping[str, Tensor]) -> Reading:
         raise OriginalError(f"layer {uneven[0]} is spelled differently from layer 0; a Shard's layers are alike")
     down, first = layers[0].weights["down"], layers[0].weights.get("first", layers[0].weights.get("gate_up"))
     assert first is not None
-    linear = first.shape[1] == d_model and down.shape[0] == d_model
+    square = first.shape == down.shape and first.shape[0] == first.shape[1]
+    linear = (True, False) if square else (first.shape[1] == d_model and down.shape[0] == d_model,)
     return Reading(embedding, final_norm, layers, names, ignored, linear)
 
 
@@ -193,15 +214,19 @@ def _read_outside(outside: dict[str, Tensor], lost: list[str]) -> tuple[dict[str
 def _read_layer(weights: dict[str, tuple[str, Tensor]], d_model: int, lost: list[str]) -> Layer:
     layer = Layer()
     mlp: dict[str, tuple[str, Tensor]] = {}
+    attention: list[tuple[str, Tensor]] = []
     for suffix, (name, weight) in weights.items():
         role = _role(suffix, weight)
         if role == "mlp":
             mlp[suffix] = (name, weight)
+        elif role == "attention":
+            attention.append((name, weight))
         elif role is None:
             lost.append(f"{name} {tuple(weight.shape)}")
         else:
             layer.put(role, name, weight)
-    _read_mlp(layer, mlp, d_model, lost)
+    _read_attention(layer, attention, lost)
+    _read_mlp(layer, mlp, lost)
     for needed in (("ln1.w",), ("ln2.w",), ("o",), ("q", "qkv"), ("k", "kv", "qkv"), ("v", "kv", "qkv")):
         if not lost and not any(role in layer.names for role in needed):
             raise OriginalError(f"a layer lacks {needed[0]}; it has {_some(name for name, _ in weights.values())}")
@@ -209,7 +234,7 @@ def _read_layer(weights: dict[str, tuple[str, Tensor]], d_model: int, lost: list
 
 
 def _role(suffix: str, weight: Tensor) -> str | None:
-    """What a weight inside a layer is; 'mlp' for the MLP's matrices, which are told apart together."""
+    """What a weight inside a layer is; 'mlp' and 'attention' for matrices that are told apart together."""
     if suffix.endswith("bias"):
         return None
     if weight.ndim == 1:
@@ -226,12 +251,23 @@ def _role(suffix: str, weight: Tensor) -> str | None:
         return "kv"
     if (match := _ONE_HEAD_MATRIX.search(suffix)) and (_ATTENTION.search(suffix) or match[1] != "out"):
         return match[1][0]
-    if _ATTENTION.search(suffix):
-        return "o" if _ATTENTION_OUT.search(suffix) else None
-    return "mlp"
+    return "attention" if _ATTENTION.search(suffix) else "mlp"
 
 
-def _read_mlp(layer: Layer, mlp: dict[str, tuple[str, Tensor]], d_model: int, lost: list[str]) -> None:
+def _read_attention(layer: Layer, matrices: list[tuple[str, Tensor]], lost: list[str]) -> None:
+    """Of attention matrices that only shapes tell apart: one three times as large as the other holds q, k and v."""
+    matrices = sorted(matrices, key=lambda item: -item[1].numel())
+    known = layer.weights.get("o")
+    if matrices and not layer.names.keys() & {"q", "k", "v", "kv", "qkv"}:
+        partner = known if len(matrices) == 1 else matrices[1][1]
+        if partner is not None and matrices[0][1].numel() == 3 * partner.numel():
+            layer.put("qkv", *matrices.pop(0))
+    if len(matrices) == 1 and known is None and layer.names.keys() & {"q", "qkv"}:
+        layer.put("o", *matrices.pop(0))
+    lost.extend(f"{name} {tuple(weight.shape)}" for name, weight in matrices)
+
+
+def _read_mlp(layer: Layer, mlp: dict[str, tuple[str, Tensor]], lost: list[str]) -> None:
     """Tell gate, up and down apart: two are alike, and the one that is not writes back to the residual stream."""
     matrices = [(suffix, name, weight) for suffix, (name, weight) in sorted(mlp.items())]
     if len(matrices) == 2:
@@ -244,7 +280,8 @@ def _read_mlp(layer: Layer, mlp: dict[str, tuple[str, Tensor]], d_model: int, lo
         shapes = [tuple(weight.shape) for _, _, weight in matrices]
         odd = [index for index, shape in enumerate(shapes) if shapes.count(shape) == 1]
         if not odd:  # square: only a name can tell
-            odd = [index for index, (suffix, _, _) in enumerate(matrices) if re.search(r"down|out|w2|fc2", suffix)]
+            called = [[n for n, (suffix, _, _) in enumerate(matrices) if name.search(suffix)] for name in _MLP_OUT]
+            odd = called[0] or called[1]
         if len(odd) == 1:
             _, name, weight = matrices.pop(odd[0])
             layer.put("down", name, weight)
@@ -257,8 +294,8 @@ def _read_mlp(layer: Layer, mlp: dict[str, tuple[str, Tensor]], d_model: int, lo
     lost.extend(f"{name} {tuple(weight.shape)}" for _, name, weight in matrices)
 
 
-def _layer_state(layer: Layer, config: ShardConfig, choice: Choice, linear: bool) -> dict[str, Tensor]:
-    parts = {role: w if linear or w.ndim != 2 else w.T for role, w in layer.weights.items()}
+def _layer_state(layer: Layer, config: ShardConfig, choice: Choice) -> dict[str, Tensor]:
+    parts = {role: w if choice.linear or w.ndim != 2 else w.T for role, w in layer.weights.items()}
     heads = config.n_heads
     try:
         for fused in ("qkv", "kv"):

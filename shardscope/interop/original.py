@@ -1,51 +1,34 @@
 """The way in for the published checkpoint, whose tensor names are not public.
 
 The file is read without running code from it (`restricted`), its weights are recognised by name and shape
-(`spelling`), and what stays open is decided by reading a text: the right order of gate and up, of what one matrix
-holds, and the right pairing of rotary channels give the lowest loss.
+(`name_mapping`), its config under any spelling (`settings`), and what stays open is decided by reading a text: the
+right order of gate and up, of what one matrix holds, and the right pairing of rotary channels give the lowest loss.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shardscope.config import ConfigError, ShardConfig
+from shardscope.config import ShardConfig
 from shardscope.files import read_json
 from shardscope.interop.name_mapping import read_spelling
 from shardscope.interop.restricted import OriginalError, read_original
+from shardscope.interop.settings import read_settings
 from shardscope.model import Shard
 from shardscope.tokenizer import END_OF_TEXT, FILE_NAME, Tokenizer
 
 __all__ = ["Imported", "OriginalError", "import_original"]
 
-# Ours to the spellings of the same setting; the first of each is the published one.
-_SETTINGS: dict[str, tuple[str, ...]] = {
-    "vocab_size": ("vocab_size", "n_vocab"),
-    "d_model": ("dim", "d_model", "hidden_size", "n_embd"),
-    "n_layers": ("n_layers", "n_layer", "num_layers", "num_hidden_layers"),
-    "n_heads": ("n_heads", "n_head", "num_heads", "num_attention_heads"),
-    "d_head": ("head_dim", "d_head"),
-    "d_mlp": ("mlp_hidden", "d_mlp", "hidden_dim", "intermediate_size"),
-    "n_ctx": ("max_seq_len", "n_ctx", "block_size", "context_length"),
-    "window": ("sliding_window", "window"),
-    "rope_base": ("rope_theta", "rope_base"),
-    "norm_eps": ("norm_eps", "rms_norm_eps", "rms_eps", "eps"),
-    "logit_cap": ("lm_head_logit_cap", "logit_cap"),
-}
-_PATTERNS = {"gemma4": "SG", "all_global": "G"}
-_NUMBERS = {"rope_base", "norm_eps", "logit_cap"}  # the other settings are whole numbers
-_SEEN_IN_WEIGHTS = {"vocab_size", "d_model", "n_layers", "d_head", "d_mlp"}
 _READ = 512  # tokens of the text that are read
 # Nats a token. Closer losses than the first do not decide between two readings. The best reading must be better than
 # guessing among the whole vocabulary by the second, which knowing how frequent each token is brings twice over.
@@ -68,19 +51,24 @@ class Imported:
 
 
 def import_original(
-    path: str | Path, tokenizer: str | Path | Tokenizer, text: str | None = None, bos: str | None = None
+    path: str | Path,
+    tokenizer: str | Path | Tokenizer,
+    text: str | None = None,
+    bos: str | None = None,
+    ignore: Collection[str] = (),
 ) -> Imported:
     """The Shard in a published checkpoint.
 
     `text` decides what names and shapes leave open; it should be in the language that the model was trained on. `bos`
-    is the token that begins a document, if the tokenizer.json does not call it `<|endoftext|>`. Raises OriginalError
+    is the token that begins a document, if the tokenizer.json does not call it `<|endoftext|>`. `ignore` are keys of
+    the file's config that are not understood and that you know to have concerned training only. Raises OriginalError
     when the file is unsafe, holds something else, cannot be read in one way only, or predicts the text in none.
     """
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = read_tokenizer(tokenizer, bos)
     values, weights = read_original(path)
     reading = read_spelling(weights)
-    config = _config(values, reading.embedding, len(reading.layers))
+    config, remarks = read_settings(values, reading.seen(), ignore)
     if tokenizer.vocab_size > config.vocab_size:
         raise OriginalError(
             f"the tokenizer has {tokenizer.vocab_size} entries, the model only {config.vocab_size}; "
@@ -108,7 +96,7 @@ def import_original(
             f"two readings fit the text equally well: {ranked[0]} (loss {best:.3f}) and {ranked[1]} "
             f"({losses[ranked[1]]:.3f}); pass a longer --text like what the model was trained on"
         )
-    report = reading.describe(ranked[0])
+    report = reading.describe(ranked[0]) + remarks
     report += [f"loss {losses[choice]:.4f} when read as: {choice}" for choice in ranked]
     model = _model(config, reading.state(config, ranked[0]))
     model.tokenizer = tokenizer
@@ -166,50 +154,3 @@ def _model(config: ShardConfig, state: Mapping[str, Tensor]) -> Shard:
 def _loss(model: Shard, tokens: Tensor) -> float:
     logits = model(tokens)[0, :-1]
     return float(F.cross_entropy(logits, tokens[0, 1:]))
-
-
-def _config(values: Mapping[str, Any], embedding: Tensor, n_layers: int) -> ShardConfig:
-    """The architecture that the file's config describes; what it does not say keeps the published value."""
-    if values.get("engram_enabled"):
-        raise OriginalError(
-            "engram_enabled=True: the memory bank is not part of a Shard; only checkpoints without it are read"
-        )
-    pattern = values.get("attention_pattern", "gemma4")
-    if not isinstance(pattern, str) or pattern not in _PATTERNS:
-        raise OriginalError(f"attention_pattern={pattern!r} is unknown; known: {', '.join(_PATTERNS)}")
-    found: dict[str, Any] = {"layer_pattern": _PATTERNS[pattern]}
-    for ours, spellings in _SETTINGS.items():
-        optional = ours in _SEEN_IN_WEIGHTS or (ours == "window" and pattern == "all_global")
-        stated = {name: values[name] for name in spellings if name in values}
-        stated = {name: value for name, value in stated.items() if not (value is None and optional)}
-        for name, value in stated.items():
-            if not _is_number(value, whole=ours not in _NUMBERS):
-                kind = "number" if ours in _NUMBERS else "whole number"
-                raise OriginalError(f"the file's config says {name}={value!r}; a Shard needs a {kind} above 0 there")
-        if len(set(stated.values())) > 1:
-            raise OriginalError(f"the file's config says {' and '.join(f'{k}={v}' for k, v in stated.items())}")
-        if stated:
-            found[ours] = next(iter(stated.values()))
-    found.setdefault("vocab_size", embedding.shape[0])
-    found.setdefault("d_model", embedding.shape[1])
-    found.setdefault("n_layers", n_layers)
-    for ours, shown in (("vocab_size", embedding.shape[0]), ("d_model", embedding.shape[1]), ("n_layers", n_layers)):
-        if found[ours] != shown:
-            raise OriginalError(f"the file's config says {ours}={found[ours]}, its weights show {shown}")
-    if "n_heads" in found and "d_head" not in found:
-        found["d_head"] = found["d_model"] // found["n_heads"]
-    heads = found.get("n_heads")
-    for name in ("n_kv_heads", "num_key_value_heads"):
-        kv_heads = values.get(name)
-        if kv_heads is not None and not (_is_number(kv_heads, whole=True) and kv_heads == heads):
-            raise OriginalError(f"{name}={kv_heads!r} for {heads} query heads; a Shard has as many of both")
-    found["window"] = min(found.get("window", 1024), found.get("n_ctx", 8192))
-    try:
-        return ShardConfig.from_dict(found)
-    except ConfigError as error:
-        raise OriginalError(f"the file's config describes no Shard: {error}") from None
-
-
-def _is_number(value: object, whole: bool) -> bool:
-    kinds = int if whole else (int, float)
-    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < 1e15

@@ -44,7 +44,7 @@ PROMPTS = (
 
 
 @dataclass(frozen=True)
-class Kept:
+class GreedyAgreement:
     """How many of `prompts` greedy texts of `tokens` tokens stayed the same, and in which dtype they were before."""
 
     same: int
@@ -60,7 +60,7 @@ class Kept:
 
 
 @torch.no_grad()
-def greedy_kept(shard: Shard, narrow: VaultGemmaForCausalLM) -> Kept:
+def compare_greedy_texts(shard: Shard, narrow: VaultGemmaForCausalLM) -> GreedyAgreement:
     """Compare a Shard's greedy texts with those of its copy in fewer bits.
 
     The copy reads the Shard's own text once: it would write the same if each token is its likeliest after those before.
@@ -79,7 +79,7 @@ def greedy_kept(shard: Shard, narrow: VaultGemmaForCausalLM) -> Kept:
         with WideProducts():
             likeliest = narrow(text[:, :-1]).logits[0, len(prompt) - 1 :].argmax(dim=-1)
         same += bool(torch.equal(likeliest, text[0, len(prompt) :]))
-    return Kept(same, len(prompts), tokens, str(shard.embed.W_E.dtype).removeprefix("torch."))
+    return GreedyAgreement(same, len(prompts), tokens, str(shard.embed.W_E.dtype).removeprefix("torch."))
 
 
 class WideProducts(TorchDispatchMode):

@@ -23,7 +23,7 @@ from shardscope.interop import (
     rounding,
     to_transformers,
 )
-from shardscope.interop.huggingface import HomeError
+from shardscope.interop.huggingface import InteropError
 from shardscope.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -278,7 +278,7 @@ def test_untied_fine_tuning_cannot_come_back(trained_model: Shard, tmp_path: Pat
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = weights["lm_head.weight"] * 1.1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(HomeError, match="one embedding for both ends"):
+    with pytest.raises(InteropError, match="one embedding for both ends"):
         import_pretrained(folder)
 
 
@@ -356,7 +356,7 @@ def test_weights_that_do_not_belong_to_the_config_are_refused_by_name(
     weights = load_file(exported / "model.safetensors")
     change(weights)
     save_file(weights, exported / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(HomeError, match=message):
+    with pytest.raises(InteropError, match=message):
         import_pretrained(exported)
 
 
@@ -388,10 +388,10 @@ def test_a_padded_batch_continues_as_each_prompt_alone(trained_model: Shard, tmp
 
 def test_an_export_never_replaces_what_is_there(trained_model: Shard, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep me")
-    with pytest.raises(HomeError, match="not empty"):
+    with pytest.raises(InteropError, match="not empty"):
         export_pretrained(trained_model, tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "keep me"
-    with pytest.raises(HomeError, match="float32, bfloat16, float16"):
+    with pytest.raises(InteropError, match="float32, bfloat16, float16"):
         export_pretrained(trained_model, tmp_path / "new", dtype="int8")
     assert not (tmp_path / "new").exists()
 
@@ -400,7 +400,7 @@ def test_a_width_that_vaultgemma_refuses_is_named(tiny_tokenizer: Tokenizer, tmp
     model = Shard(
         ShardConfig(vocab_size=300, n_ctx=32, d_model=30, n_layers=2, n_heads=4, d_head=8, d_mlp=16, window=8)
     )
-    with pytest.raises(HomeError, match="d_model=30 and n_heads=4"):
+    with pytest.raises(InteropError, match="d_model=30 and n_heads=4"):
         export_pretrained(model, tmp_path / "out")
 
 
@@ -431,3 +431,38 @@ def test_in_memory_and_on_disk_are_the_same_model(trained_model: Shard) -> None:
     with torch.no_grad():
         theirs = to_transformers(trained_model)(tokens_of(50)).logits
         torch.testing.assert_close(theirs, trained_model(tokens_of(50)), **CLOSE)
+
+
+def test_a_directory_in_several_files_is_read(trained_model: Shard, exported: Path, tmp_path: Path) -> None:
+    stock = transformers.AutoModelForCausalLM.from_pretrained(exported)
+    stock.save_pretrained(tmp_path / "parts", max_shard_size="100KB")
+    parts = sorted(path.name for path in (tmp_path / "parts").glob("*.safetensors"))
+    assert len(parts) > 2
+    returned = import_pretrained(tmp_path / "parts")
+    with torch.no_grad():
+        torch.testing.assert_close(returned(tokens_of(40)), trained_model(tokens_of(40)), **CLOSE)
+
+    index = tmp_path / "parts" / "model.safetensors.index.json"
+    listed = json.loads(index.read_text())
+    places = list(listed["weight_map"].values())
+    first = next(name for name, place in listed["weight_map"].items() if places.count(place) > 1)
+    for changed, message in (
+        ({**listed["weight_map"], first: "../other.safetensors"}, "does not say in which file of the folder"),
+        ({**listed["weight_map"], first: "absent.safetensors"}, r"absent.safetensors: cannot be read"),
+        ({**listed["weight_map"], "extra": parts[0]}, "lists extra in .* which does not hold it"),
+        ({k: v for k, v in listed["weight_map"].items() if k != first}, "which .* does not place there"),
+        ([], "does not say"),
+    ):
+        index.write_text(json.dumps({"weight_map": changed}))
+        with pytest.raises(InteropError, match=message):
+            import_pretrained(tmp_path / "parts")
+
+
+def test_a_directory_without_safetensors_says_what_it_holds(exported: Path) -> None:
+    (exported / "model.safetensors").rename(exported / "pytorch_model.bin")
+    with pytest.raises(InteropError, match=r"has neither model\.safetensors nor .*it has pytorch_model\.bin, so save"):
+        import_pretrained(exported)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (exported / "model.safetensors").write_text(pointer)
+    with pytest.raises(InteropError, match="it is a Git LFS pointer, not the file it points to"):
+        import_pretrained(exported)

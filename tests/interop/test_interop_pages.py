@@ -1,4 +1,4 @@
-"""The pages about the homes: every Python block and every command runs as it is written there."""
+"""The pages about other libraries: every Python block and every command runs as it is written there."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ def test_a_page_runs_as_written(page: Path, workplace: Path, capsys: pytest.Capt
             assert main(words) == 0, capsys.readouterr().err
 
 
-def test_there_is_a_page_for_each_home() -> None:
+def test_there_is_a_page_for_each_library() -> None:
     assert [page.stem for page in PAGES] == ["original-file", "transformer-lens", "transformers"]

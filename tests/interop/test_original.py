@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import bz2
 import contextlib
+import gzip
 import io
 import json
+import lzma
 import os
 import pickle
 import sys
@@ -18,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 from einops import rearrange
+from safetensors.torch import save_file
 from torch import Tensor
 
 from shardscope import Shard, ShardConfig, load
@@ -157,7 +161,74 @@ def transformer_lens_shapes(model: Shard) -> State:
     return {name: weight.detach() for name, weight in model.state_dict().items()}
 
 
+def old_litgpt(model: Shard) -> State:
+    """attn.attn holds q, k and v; fc_1, fc_2 and proj."""
+    layers = parts(model)
+    for layer in layers:
+        layer["qkv"] = torch.cat([layer["q"], layer["k"], layer["v"]])
+    names = {"qkv": "transformer.h.{}.attn.attn.weight", "o": "transformer.h.{}.attn.proj.weight"}
+    names |= {"gate": "transformer.h.{}.mlp.fc_1.weight", "up": "transformer.h.{}.mlp.fc_2.weight"}
+    names |= {"down": "transformer.h.{}.mlp.proj.weight", "ln1": "transformer.h.{}.norm_1.weight"}
+    ends = {"embedding": "transformer.wte.weight", "norm": "transformer.ln_f.weight", "head": "lm_head.weight"}
+    return spelled(model, layers, names | {"ln2": "transformer.h.{}.norm_2.weight"}, ends)
+
+
+def olmo(model: Shard) -> State:
+    """att_proj and ff_proj are fused, up before gate; the head is called ff_out as the blocks' last matrix is."""
+    layers = parts(model)
+    for layer in layers:
+        layer["qkv"] = torch.cat([layer["q"], layer["k"], layer["v"]])
+        layer["up_gate"] = torch.cat([layer["up"], layer["gate"]])
+    names = {"qkv": "model.transformer.blocks.{}.att_proj.weight", "o": "model.transformer.blocks.{}.attn_out.weight"}
+    names |= {"up_gate": "model.transformer.blocks.{}.ff_proj.weight"}
+    names |= {
+        "down": "model.transformer.blocks.{}.ff_out.weight",
+        "ln1": "model.transformer.blocks.{}.attn_norm.weight",
+    }
+    ends = {"embedding": "model.transformer.wte.weight", "norm": "model.transformer.ln_f.weight"}
+    ends |= {"head": "model.transformer.ff_out.weight"}
+    return spelled(model, layers, names | {"ln2": "model.transformer.blocks.{}.ff_norm.weight"}, ends)
+
+
+def nanotron(model: Shard) -> State:
+    """Everything inside pp_block, the layers as decoder.N."""
+    layers = parts(model)
+    for layer in layers:
+        layer["qkv"] = torch.cat([layer["q"], layer["k"], layer["v"]])
+        layer["gate_up"] = torch.cat([layer["gate"], layer["up"]])
+    inside = "model.decoder.{}.pp_block."
+    names = {"qkv": f"{inside}attn.qkv_proj.weight", "o": f"{inside}attn.o_proj.weight"}
+    names |= {"gate_up": f"{inside}mlp.gate_up_proj.weight", "down": f"{inside}mlp.down_proj.weight"}
+    names |= {"ln1": f"{inside}input_layernorm.weight", "ln2": f"{inside}post_attention_layernorm.weight"}
+    ends = {"embedding": "model.token_position_embeddings.pp_block.token_embedding.weight"}
+    ends |= {"norm": "model.final_layer_norm.pp_block.weight", "head": "model.lm_head.pp_block.weight"}
+    return spelled(model, layers, names, ends)
+
+
+def rotary_in_the_name(model: Shard) -> State:
+    """A module that is called after its rotary positions holds weights, and its tables beside them."""
+    names = {part: f"layers.{{}}.rotary_attn.{part}_proj.weight" for part in "qkvo"}
+    names |= {part: f"layers.{{}}.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
+    names |= {"ln1": "layers.{}.norm1.weight", "ln2": "layers.{}.norm2.weight"}
+    tables = {f"layers.0.rotary_attn.rotary_emb.{part}": torch.ones(4, 8) for part in ("cos_cached", "sin_cached")}
+    tables |= {"layers.0.rotary_attn.rope.table": torch.ones(4, 8), "rotary_emb.inv_freq": torch.ones(8)}
+    return spelled(model, parts(model), names, {"embedding": "embed.weight", "norm": "norm.weight"}) | tables
+
+
+def numbers_alone(model: Shard) -> State:
+    """An nn.Sequential of blocks: no word before the number that says layer."""
+    names = {part: f"body.{{}}.attention.{part}.weight" for part in "qkvo"}
+    names |= {part: f"body.{{}}.mlp.{part}.weight" for part in ("gate", "up", "down")}
+    names |= {"ln1": "body.{}.attention_norm.weight", "ln2": "body.{}.mlp_norm.weight"}
+    return spelled(model, parts(model), names, {"embedding": "embed.weight", "norm": "norm.weight"})
+
+
 SPELLINGS = [
+    old_litgpt,
+    olmo,
+    nanotron,
+    rotary_in_the_name,
+    numbers_alone,
     hugging_face,
     meta_llama,
     w1_is_the_up_matrix,
@@ -371,6 +442,72 @@ def test_a_config_that_the_weights_contradict_is_refused(
         import_original(path, trained_model.tokenizer, TEXT)
 
 
+@pytest.mark.parametrize("down", ["down_proj", "c_proj", "proj", "w2", "out"])
+@pytest.mark.parametrize("linear", [True, False], ids=["[out, in]", "[in, out]"])
+def test_of_a_square_mlp_names_tell_the_parts_and_one_of_the_readings_is_right(linear: bool, down: str) -> None:
+    """How square matrices are stored no shape tells: both ways are among the readings that the text decides between."""
+    config = ShardConfig(vocab_size=300, n_ctx=64, d_model=32, n_layers=2, n_heads=4, d_head=8, d_mlp=32, window=8)
+    model = Shard(config)
+    state = {name.replace("down_proj", down): weight for name, weight in hugging_face(model).items()}
+    if not linear:
+        state = {name: weight.T if weight.ndim == 2 and "layers" in name else weight for name, weight in state.items()}
+    reading, right = read_spelling(state), model.state_dict()
+    found = [
+        choice
+        for choice in reading.choices()
+        if all(torch.equal(weight, right[name]) for name, weight in reading.state(config, choice).items())
+    ]
+    assert [("matrices stored [in, out]" in str(choice)) for choice in found] == [not linear]
+    nameless = {
+        name.replace(f".{down}.", ".third.").replace("up_proj", "second"): weight for name, weight in state.items()
+    }
+    with pytest.raises(OriginalError, match="cannot place 6 weights"):
+        read_spelling(nameless)
+
+
+def test_a_width_that_the_config_does_not_say_is_taken_from_the_weights(
+    trained_model: Shard, published: dict[str, Any], tmp_path: Path
+) -> None:
+    assert trained_model.tokenizer is not None
+    values = {name: value for name, value in published.items() if name not in ("mlp_hidden", "head_dim", "vocab_size")}
+    imported = import_original(
+        saved(tmp_path / "model.pt", values, gpt_fused(trained_model)), trained_model.tokenizer, TEXT
+    )
+    assert imported.model.config == trained_model.config
+
+
+def test_a_safetensors_file_is_read_with_the_config_beside_it(
+    trained_model: Shard, published: dict[str, Any], tmp_path: Path
+) -> None:
+    assert trained_model.tokenizer is not None
+    state = {name: weight.contiguous() for name, weight in w1_is_the_up_matrix(trained_model).items()}
+    save_file(state, tmp_path / "weights.safetensors")
+    with pytest.raises(OriginalError, match=r"holds weights alone; put the config\.json that was published with it"):
+        import_original(tmp_path / "weights.safetensors", trained_model.tokenizer, TEXT)
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    imported = import_original(tmp_path / "weights.safetensors", trained_model.tokenizer, TEXT)
+    assert imported.model.config == trained_model.config
+
+
+@pytest.mark.parametrize(
+    ("beginning", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, .* `git lfs pull`"),
+        (gzip.compress(b"x"), "is compressed with gzip; unpack it with `gunzip`"),
+        (lzma.compress(b"x"), "is compressed with xz"),
+        (b"\x28\xb5\x2f\xfd", "is compressed with zstd"),
+        (bz2.compress(b"x"), "is compressed with bzip2"),
+        (b"GGUF\x03", "is a GGUF file"),
+        (b"\x89HDF\r\n", "is an HDF5 file"),
+        (b"<!DOCTYPE html><html>", "is a web page, not the file"),
+    ],
+)
+def test_another_kind_of_file_is_called_by_its_name(tmp_path: Path, beginning: bytes, message: str) -> None:
+    (tmp_path / "model.pt").write_bytes(beginning + bytes(100))
+    with pytest.raises(OriginalError, match=message):
+        read_original(tmp_path / "model.pt")
+
+
 # -------------------------------------------------------------------------------------------- what runs: nothing
 
 
@@ -499,7 +636,7 @@ def test_a_file_that_is_no_checkpoint_is_one_sentence(tmp_path: Path, contents: 
     path.write_bytes(contents)
     with pytest.raises(OriginalError, match=message):
         read_original(path)
-    with pytest.raises(OriginalError, match="no such file"):
+    with pytest.raises(OriginalError, match="No such file"):
         read_original(tmp_path / "other.pt")
 
 

@@ -1,4 +1,4 @@
-"""`shardscope verify`: passes where the homes agree, and notices every way in which one could be off."""
+"""`shardscope verify`: passes where all implementations agree, and notices every way in which one could be off."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from shardscope import Shard, ShardConfig
 from shardscope.checkpoint import save_checkpoint
 from shardscope.cli import main
-from shardscope.interop import bridge, huggingface, parity, rounding, to_transformers, verify
+from shardscope.interop import bridge, export_pretrained, huggingface, parity, rounding, to_transformers, verify
+from shardscope.interop.huggingface import InteropError
 from shardscope.model import Shard as NativeShard
 
 pytest.importorskip("transformer_lens")
@@ -23,16 +24,16 @@ def test_a_trained_checkpoint_gets_its_certificate(
 ) -> None:
     assert main(["verify", str(trained_checkpoint)]) == 0
     heading, *rows, legend, verdict = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["home", "dtype", "prompt", "max", "diff", "mean", "diff", "argmax", "greedy"]
+    assert heading.split() == ["implementation", "dtype", "prompt", "max", "diff", "mean", "diff", "argmax", "greedy"]
     assert [row.split()[:3] for row in rows] == [
-        [home, dtype, f"{prompt},"]
+        [name, dtype, f"{prompt},"]
         for dtype in ("float32", "bfloat16")
-        for home in ("Shardscope", "TransformerLens", "transformers")
+        for name in ("Shardscope", "TransformerLens", "transformers")
         for prompt in ("short", "long")
     ]
     assert all(row.endswith("  ok") for row in rows)
     assert "float64" in legend
-    assert verdict == "the homes agree"
+    assert verdict == "all implementations agree"
 
 
 @pytest.mark.slow
@@ -45,7 +46,7 @@ def test_the_built_in_model_gets_its_certificate() -> None:
 
 @pytest.mark.parametrize("length", [6, 60], ids=["inside the window", "past the window"])
 def test_the_exact_logits_are_those_of_stock_transformers_in_float64(trained_model: Shard, length: int) -> None:
-    """What every home is measured by is checked against code that is not ours, far below float32's rounding."""
+    """What every one is measured by is checked against code that is not ours, far below float32's rounding."""
     tokens = torch.randint(1, 300, (1, length), generator=torch.Generator().manual_seed(0))
     stock = to_transformers(trained_model).double()
     stock.model.rotary_emb.float()  # the angles are float32 everywhere
@@ -80,13 +81,13 @@ def test_a_window_that_is_one_too_long_is_noticed_past_the_window_only(
 
     monkeypatch.setattr(huggingface, "vaultgemma_config", one_too_long)
     certificate = verify(trained_model)
-    found = {(c.home, c.prompt): c for c in certificate.comparisons if c.dtype == "float32"}
+    found = {(c.implementation, c.prompt): c for c in certificate.comparisons if c.dtype == "float32"}
     # A short prompt's logits do not show it; its greedy text may, because it leaves the window on the way.
     assert found["transformers", "short"].max_difference < 1e-4
     assert found["transformers", "long"].max_difference > 1e-2
     assert not found["transformers", "long"].passed
-    assert all(found[home, prompt].passed for home in ("Shardscope", "TransformerLens") for prompt in ("short", "long"))
-    assert certificate.lines()[-1] == "the homes DISAGREE"
+    assert all(found[name, prompt].passed for name in ("Shardscope", "TransformerLens") for prompt in ("short", "long"))
+    assert certificate.lines()[-1] == "the implementations DISAGREE"
 
 
 def test_a_certificate_that_is_out_of_bounds_fails_the_command(
@@ -94,21 +95,21 @@ def test_a_certificate_that_is_out_of_bounds_fails_the_command(
 ) -> None:
     monkeypatch.setattr(parity, "TOLERANCE", 1e-12)
     assert main(["verify", str(trained_checkpoint)]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "the homes DISAGREE"
+    assert capsys.readouterr().out.splitlines()[-1] == "the implementations DISAGREE"
 
 
 def test_a_home_that_is_a_little_off_is_noticed_there(trained_model: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One home with another epsilon in its norms, the other with the cap applied twice."""
-    exact_norm, exact_home = bridge.PlainRMSNorm, parity._transformers
+    """One implementation with another epsilon in its norms, the other with the cap applied twice."""
+    exact_norm, exact_implementation = bridge.PlainRMSNorm, parity._transformers
 
-    def capped_twice(shard: NativeShard, folder: Path) -> parity.Home:
-        home = exact_home(shard, folder)
-        return dataclasses.replace(home, logits=lambda tokens: 30 * torch.tanh(home.logits(tokens) / 30))
+    def capped_twice(shard: NativeShard, folder: Path) -> parity.Implementation:
+        plain = exact_implementation(shard, folder)
+        return dataclasses.replace(plain, logits=lambda tokens: 30 * torch.tanh(plain.logits(tokens) / 30))
 
     monkeypatch.setattr(bridge, "PlainRMSNorm", lambda weight, eps: exact_norm(weight, eps * 100))
     monkeypatch.setattr(parity, "_transformers", capped_twice)
     before = {name: weight.clone() for name, weight in trained_model.state_dict().items()}
-    found = {(c.home, c.prompt, c.dtype): c.passed for c in verify(trained_model).comparisons}
+    found = {(c.implementation, c.prompt, c.dtype): c.passed for c in verify(trained_model).comparisons}
     assert not found["TransformerLens", "long", "float32"]
     assert not found["transformers", "short", "float32"]
     assert not found["transformers", "short", "bfloat16"]
@@ -120,8 +121,9 @@ def test_weights_that_are_not_numbers_fail_everywhere(
 ) -> None:
     with torch.no_grad():
         trained_model.blocks[1].mlp.W_out[0, 0] = torch.nan
+    assert "\n".join(verify(trained_model).lines()).count("OUT OF BOUNDS") == 12
     assert main(["verify", str(save_checkpoint(tmp_path / "broken", trained_model))]) == 1
-    assert capsys.readouterr().out.count("OUT OF BOUNDS") == 12
+    assert "blocks.1.mlp.W_out holds a number that is not finite" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,3 +150,21 @@ def test_rounding_once_after_a_float32_sum_is_what_bfloat16_products_are() -> No
         assert one.dtype == torch.bfloat16
         torch.testing.assert_close(one, other, rtol=2**-7, atol=2**-7)
         assert (one.double() - truth).abs().mean() <= 1.1 * (other.double() - truth).abs().mean()
+
+
+def test_normalised_queries_and_keys_agree_in_transformer_lens_and_are_refused_for_transformers(
+    trained_model: Shard, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(trained_model.config, qk_norm=True, qk_gain=1.5)
+    model = Shard(config, trained_model.tokenizer)
+    model.load_state_dict(trained_model.state_dict())
+    certificate = verify(model)
+    assert certificate.passed, certificate.lines()
+    assert {c.implementation for c in certificate.comparisons} == {"Shardscope", "TransformerLens"}
+    with torch.no_grad():
+        tokens = torch.randint(1, 300, (1, 40), generator=torch.Generator().manual_seed(0))
+        assert not torch.allclose(model(tokens), trained_model(tokens), atol=0.1), "the normalisation does nothing here"
+    for export in (to_transformers, lambda shard: export_pretrained(shard, tmp_path / "out")):
+        with pytest.raises(InteropError, match=r"model\.qk_norm.*which no stock model of transformers does"):
+            export(model.eval())
+    assert not (tmp_path / "out").exists()

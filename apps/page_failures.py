@@ -15,13 +15,13 @@ from apps.parts.continuing import Continuation, continue_prompts, sampling_contr
 from apps.parts.heads import OKABE_ITO
 from apps.parts.text import visible
 from apps.parts.tokens import marked_text
-from shardscope.failures import CARD_PROMPTS, CardPrompt, Labels, describe, label
+from shardscope.failures import CARD_PROMPTS, Labels, SuitePrompt, describe, label
 from shardscope.failures.labels import token_pieces
 from shardscope.generation import SamplingConfig
 from shardscope.tokenizer import Tokenizer
 from shardscope.train.metrics import read_metrics
 
-COLORS = {"clean": "green", "loop": "orange", "breakdown": "red"}
+COLORS = {"no flag": "gray", "loop": "orange", "breakdown": "red"}
 STOPS = {"eos": "ended by the model", "length": "cut at the limit", "context": "the context is full", "stop": "stopped"}
 
 
@@ -63,7 +63,7 @@ def draw_samples(opened: Opened, sampling: SamplingConfig) -> None:
         )
         for row, (prompt, sample) in enumerate(zip(CARD_PROMPTS, samples, strict=True)):
             boxes[row].code(visible(prompt.text + sample.text), language=None, wrap_lines=True)
-    judged = [judge(prompt, sample, sampling, tokenizer) for prompt, sample in zip(CARD_PROMPTS, samples, strict=True)]
+    judged = [judge(prompt, sample, tokenizer) for prompt, sample in zip(CARD_PROMPTS, samples, strict=True)]
     summary.markdown(count(judged))
     for row, (prompt, sample, labels) in enumerate(zip(CARD_PROMPTS, samples, judged, strict=True)):
         with boxes[row].container():
@@ -84,7 +84,7 @@ def sample_table(samples: Sequence[Continuation], judged: Sequence[Labels]) -> p
             {
                 "prompt": p.text,
                 "output": s.text,
-                "failure": labels.summary,
+                "failure": labels.primary,
                 "flags": describe(labels),
                 "tokens": len(s.ids),
             }
@@ -148,13 +148,12 @@ def cards(number: int) -> list[DeltaGenerator]:
     return boxes[:number]
 
 
-def judge(prompt: CardPrompt, sample: Continuation, sampling: SamplingConfig, tokenizer: Tokenizer) -> Labels:
+def judge(prompt: SuitePrompt, sample: Continuation, tokenizer: Tokenizer) -> Labels:
     return label(
-        prompt.text,
         sample.text,
-        sample.ids,
-        sample.stop_reason or "length",
-        sampling.max_new_tokens,
+        prompt=prompt.text,
+        ids=sample.ids,
+        stop_reason=sample.stop_reason or "length",
         domain=prompt.domain,
         gold=prompt.gold,
         tokenizer=tokenizer,
@@ -163,7 +162,7 @@ def judge(prompt: CardPrompt, sample: Continuation, sampling: SamplingConfig, to
 
 def count(judged: Sequence[Labels]) -> str:
     """How many samples fail in which way, as Markdown."""
-    words = [labels.summary for labels in judged]
+    words = [labels.primary for labels in judged]
     return " ".join(badge(word, f"{words.count(word)} {word}") for word in sorted(set(words), key=words.index))
 
 
@@ -171,9 +170,9 @@ def badge(word: str, text: str) -> str:
     return f":{COLORS.get(word, 'violet')}-badge[{text}]"
 
 
-def draw_sample(row: int, prompt: CardPrompt, sample: Continuation, labels: Labels, tokenizer: Tokenizer) -> None:
-    right = f" · a right answer would hold {prompt.gold}" if prompt.gold else ""
-    st.markdown(badge(labels.summary, labels.summary))
+def draw_sample(row: int, prompt: SuitePrompt, sample: Continuation, labels: Labels, tokenizer: Tokenizer) -> None:
+    right = f" · a right answer would hold {' or '.join(prompt.gold)}" if prompt.gold else ""
+    st.markdown(badge(labels.primary, labels.primary))
     marked_text(prompt.text, sample.text, evidence(sample, labels, tokenizer), key=f"sample {row}")
     st.caption(f"{describe(labels)} · {len(sample.ids)} tokens, {STOPS[sample.stop_reason or 'length']}{right}")
 

@@ -17,8 +17,7 @@ from shardscope import Shard, load
 from shardscope.checkpoint import BUILT_IN, WEIGHTS
 from shardscope.config import DataConfig, Recipe, Source, load_recipe
 from shardscope.data import Holdout, token_shards
-from shardscope.failures import CARD_PROMPTS
-from shardscope.failures.card import label_generation
+from shardscope.failures import CARD_PROMPTS, label
 from shardscope.generation import SamplingConfig, generate
 from shardscope.microscope import find_heads, head_scores, read
 from shardscope.train.evaluate import Score, evaluate
@@ -190,9 +189,9 @@ def test_the_greedy_story_loops_from_its_first_token_and_is_flagged(shipped: Sha
     story = next(prompt for prompt in CARD_PROMPTS if prompt.text.startswith("Once upon a time"))
     expected = REFERENCE["greedy_story"]
     (generation,) = generate(shipped, [story.text], SamplingConfig(max_new_tokens=64, temperature=0))
-    labels = label_generation(shipped, generation, 64, story)
+    labels = label(generation, domain=story.domain, tokenizer=shipped.tokenizer)
     assert generation.text.startswith(expected["begins"])
-    assert labels.summary == expected["flag"]
+    assert labels.primary == expected["flag"]
     assert labels.loop is not None
     assert (labels.loop.start, labels.loop.period) == (expected["onset"], expected["period"])
 

@@ -11,8 +11,7 @@ from shardscope import load
 from shardscope.cli.arguments import add_checkpoint, add_device, add_out, path, read_text
 from shardscope.cli.generate_command import add_sampling, sampling
 from shardscope.device import pick_device
-from shardscope.failures import CARD_PROMPTS, CardPrompt, card_table
-from shardscope.failures.card import CardSample, label_generation
+from shardscope.failures import CARD_PROMPTS, CardSample, SuitePrompt, card_table, label
 from shardscope.files import write_text
 from shardscope.generation import generate
 
@@ -34,12 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
     texts, config = list(arguments.prompt), sampling(arguments)
     if arguments.prompt_file is not None:
         texts.append(read_text(arguments.prompt_file, "--prompt-file"))
-    # Without a domain nobody says whether numbers have to be right, so that is judged for the card's prompts only.
-    prompts = [CardPrompt(text=text, domain="prose") for text in texts] or list(CARD_PROMPTS)
+    prompts = [SuitePrompt(text=text) for text in texts] or list(CARD_PROMPTS)
     model = load(arguments.checkpoint, device=pick_device(arguments.device))
     generations = generate(model, [prompt.text for prompt in prompts], config)
     samples = [
-        CardSample(prompt, generation, label_generation(model, generation, config.max_new_tokens, prompt))
+        CardSample(prompt, generation, label(generation))
         for prompt, generation in zip(prompts, generations, strict=True)
     ]
     print(card_table(samples))

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from functools import cache
 from random import Random
 from typing import Any
 
-from shardscope.checkpoint import BUILT_IN
-from shardscope.failures import label
+from shardscope.failures import Failure, label
 from shardscope.failures.answers import stated_answer
-from shardscope.failures.labels import WORDS
 from shardscope.generation import StopReason
-from shardscope.tokenizer import Tokenizer
 
 SEED = 41
 COUNT = 240
@@ -29,8 +25,9 @@ FORMATS = {
 }
 WORD = {"+": "plus", "-": "minus", "*": "times"}
 CARD = ((12, "+", 7, "compute"), (23, "+", 19, "question"), (17, "*", 23, "solve"))
-# What can be wrong with an answer; "other" is a wrong number without a name.
-KINDS = (*WORDS.values(), "no_number", "other")
+# What can be wrong with an answer, the first that holds; "other" is a wrong number without a name.
+NAMED: tuple[Failure, ...] = ("early end", "breakdown", "loop", "echo", "digits")
+KINDS = (*NAMED, "no_number", "other")
 OPERATION = {"+": "add", "-": "subtract", "*": "multiply"}
 
 
@@ -124,20 +121,10 @@ def _failure(row: dict[str, Any], text: str, stated: bool) -> str:
 
     So it is cut into the tokens of the built-in model, whichever model wrote it, and only an empty text ended early.
     """
-    tokenizer = _yardstick()
-    ids = tokenizer.encode(text)
     reason: StopReason = "stop" if text.strip() else "eos"
-    labels = label(
-        row["prompt"], text, ids, reason, len(ids) + 1, domain="math", gold=row["answer"], tokenizer=tokenizer
-    )
-    if labels.primary != "ok":
-        return WORDS[labels.primary]
-    return "other" if stated else "no_number"
-
-
-@cache
-def _yardstick() -> Tokenizer:
-    return Tokenizer.load(BUILT_IN)
+    labels = label(text, prompt=row["prompt"], stop_reason=reason, domain="math", gold=row["answer"])
+    found = {flag.failure for flag in labels.flags if not flag.suspect}
+    return next((kind for kind in NAMED if kind in found), "other" if stated else "no_number")
 
 
 def _near_misses(answer: int, a: int, b: int, rng: Random) -> list[int]:

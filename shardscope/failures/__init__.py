@@ -1,28 +1,34 @@
-"""What goes wrong in a sample: loops, symbol breakdown, echoes, stray numbers, early ends; and why it loops."""
+"""What goes wrong in a sample: loops, repetition, breakdown, echoes, wrong answers, drift; and why it loops."""
 
+from shardscope.failures.calibration import FalseAlarms, false_alarm_rate
 from shardscope.failures.card import CardSample, card_table, describe, sample_card
-from shardscope.failures.labels import Failure, Flag, Labels, label
+from shardscope.failures.labels import ORDER, Failure, Flag, Labels, label
 from shardscope.failures.loop_xray import Xray, XrayError, xray
 from shardscope.failures.loops import Loop, find_loop
-from shardscope.failures.prompts import CARD_PROMPTS, CardPrompt, Domain
+from shardscope.failures.prompts import CARD_PROMPTS, Domain, SuitePrompt, for_model, load_suite
 from shardscope.failures.retrieval import LongContext, long_context
 
 __all__ = [
     "CARD_PROMPTS",
-    "CardPrompt",
+    "ORDER",
     "CardSample",
     "Domain",
     "Failure",
+    "FalseAlarms",
     "Flag",
     "Labels",
     "LongContext",
     "Loop",
+    "SuitePrompt",
     "Xray",
     "XrayError",
     "card_table",
     "describe",
+    "false_alarm_rate",
     "find_loop",
+    "for_model",
     "label",
+    "load_suite",
     "long_context",
     "sample_card",
     "xray",

@@ -26,7 +26,7 @@ FEWEST = 5  # visible characters a window needs
 REPLACEMENT = "\ufffd"
 
 _RUN = re.compile(rf"([^\w\s]|_)\1{{{RUN - 1},}}")
-_RULE = re.compile(r"(?m)^[ \t]*(?:#|//)?[ \t]*([-=#*~+_])\1{2,79}[ \t]*(?:#|//)?[ \t]*$")
+_RULE = re.compile(r"(?m)^[ \t]*(?:(?:#|//)[ \t]*)?([-=#*~+_])\1{2,79}[ \t]*(?:(?:#|//)[ \t]*)?$")
 _LEADER = re.compile(r"([-._])\1{2,79}(?!\1)")
 _LIST_MARK = re.compile(r"(?<!\S)(\(?(?:\d+|[A-Za-z]))[.)](?=\s)")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from shardscope.failures.labels import WORDS, Labels, label
-from shardscope.failures.prompts import CARD_PROMPTS, CardPrompt
+from shardscope.failures.labels import NO_FLAG, Labels, label
+from shardscope.failures.prompts import CARD_PROMPTS, SuitePrompt
 from shardscope.generation import Generation, SamplingConfig, generate
 from shardscope.model import Shard
 
 
 class CardSample(NamedTuple):
-    prompt: CardPrompt
+    prompt: SuitePrompt
     generation: Generation
     labels: Labels
 
@@ -29,22 +29,9 @@ def sample_card(
     config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     generations = generate(model, [prompt.text for prompt in CARD_PROMPTS], config)
     return [
-        CardSample(prompt, generation, label_generation(model, generation, max_new_tokens, prompt))
+        CardSample(prompt, generation, label(generation, domain=prompt.domain, gold=prompt.gold))
         for prompt, generation in zip(CARD_PROMPTS, generations, strict=True)
     ]
-
-
-def label_generation(model: Shard, generation: Generation, max_new_tokens: int, prompt: CardPrompt) -> Labels:
-    return label(
-        generation.prompt,
-        generation.text,
-        generation.ids,
-        generation.stop_reason,
-        max_new_tokens,
-        domain=prompt.domain,
-        gold=prompt.gold,
-        tokenizer=model.tokenizer,
-    )
 
 
 def card_table(samples: Sequence[CardSample], width: int = 110) -> str:
@@ -59,18 +46,16 @@ def card_table(samples: Sequence[CardSample], width: int = 110) -> str:
 
 
 def describe(labels: Labels) -> str:
-    """The flags in a few words, the primary one first."""
-    words = [labels.summary]
-    for flag in labels.flags:
-        word = WORDS[flag.failure]
-        if flag.suspect:
-            words.append(f"{word}?")
-        elif word != labels.summary:
-            words.append(word)
-    if labels.loop is not None:
-        at = words.index("loop")
-        words[at] = f"loop ({labels.loop.repeats:.0f} × {labels.loop.period} tokens)"
+    """The flags in a few words, the primary one first, suspicions with a question mark; "no flag" where none fired."""
+    flags = sorted(labels.flags, key=lambda flag: (flag.failure != labels.primary, flag.suspect))
+    words = [_with_size(flag.failure, labels) + "?" * flag.suspect for flag in flags] or [NO_FLAG]
     return ", ".join([*words, *(["no end"] if labels.non_termination else [])])
+
+
+def _with_size(failure: str, labels: Labels) -> str:
+    if failure == "loop" and labels.loop is not None:
+        return f"loop ({labels.loop.repeats:.0f} × {labels.loop.period} tokens)"
+    return failure
 
 
 def _one_line(text: str) -> str:

@@ -104,7 +104,7 @@ def _probe(model: Shard) -> list[dict[str, Any]]:
     from shardscope.failures import sample_card
 
     return [
-        {"prompt": prompt.text, "output": generation.text, "failure": labels.summary}
+        {"prompt": prompt.text, "output": generation.text, "failure": labels.primary}
         for prompt, generation, labels in sample_card(model, max_new_tokens=128, temperature=0.7, top_p=0.9, seed=0)
     ]
 

@@ -36,7 +36,7 @@ def make_run(folder: Path, config: ShardConfig, tokenizer: Tokenizer) -> Path:
         save_checkpoint(checkpoint_folder(folder, step), model.eval())
     scores = {"loss": 5.0, "bits_per_byte": 2.5, "tokens": 100, "bytes": 300}
     metrics.write("eval", 20, prose=scores, code=scores, all=scores)
-    for step, output, failure in ((10, " a a a a", "loop"), (20, " fine", "clean")):
+    for step, output, failure in ((10, " a a a a", "loop"), (20, " fine", "no flag")):
         metrics.write("sample", step, prompt="Once", output=output, failure=failure)
     metrics.close()
     return folder

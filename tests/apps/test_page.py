@@ -620,9 +620,14 @@ def test_failures_show_six_prompts_with_their_flags(
     page.get_by_role("link", name="Failures").click()
     page.locator(".marked").nth(5).wait_for()
     assert page.locator(".marked").first.inner_text().startswith("The capital of France is")
-    assert page.get_by_text(re.compile(r"^(clean|loop|breakdown|early end|echo|digits).* · \d+ tokens")).count() == 6
+    assert (
+        page.get_by_text(
+            re.compile(r"^(no flag|loop|breakdown|early end|repetitive|echo|digits|wrong|drift|untrue).* · \d+ tokens")
+        ).count()
+        == 6
+    )
     rows = saved_table(page, "training samples.csv")
-    assert [(row["output"], row["failure"]) for row in rows] == [(" a a a a", "loop"), (" fine", "clean")]
+    assert [(row["output"], row["failure"]) for row in rows] == [(" a a a a", "loop"), (" fine", "no flag")]
     assert [line["output"] for line in run_cell(page, "training samples")["samples"]] == [row["output"] for row in rows]
     rows = saved_table(page, "samples.csv")
     left = run_cell(page, "samples")

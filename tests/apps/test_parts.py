@@ -28,8 +28,7 @@ from apps.parts.share import table_svg
 from apps.parts.text import plain, visible
 from apps.parts.tokens import furthest
 from shardscope import load
-from shardscope.failures import CardPrompt
-from shardscope.generation import SamplingConfig
+from shardscope.failures import SuitePrompt
 from shardscope.microscope import read
 from shardscope.tokenizer import Tokenizer
 
@@ -39,15 +38,15 @@ from shardscope.tokenizer import Tokenizer
     [
         (" a b" * 12, "loop", " a b" * 12),
         ("fine then ?????????? and on", "breakdown", "??????????"),
-        ("Fine.", "clean", ""),
+        ("Fine.", "no flag", ""),
     ],
 )
 def test_the_evidence_is_the_span_that_the_label_names(
     tiny_tokenizer: Tokenizer, words: str, failure: str, marked: str
 ) -> None:
     sample = Continuation(tuple(tiny_tokenizer.encode(words)), words, "length")
-    labels = judge(CardPrompt(text="So", domain="prose"), sample, SamplingConfig(max_new_tokens=99), tiny_tokenizer)
-    assert labels.summary == failure
+    labels = judge(SuitePrompt(text="So", domain="prose"), sample, tiny_tokenizer)
+    assert labels.primary == failure
     start, end = evidence(sample, labels, tiny_tokenizer) or (0, 0)
     assert marked in words[start:end]
 

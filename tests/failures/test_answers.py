@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardscope.failures.answers import find_number_echo, find_text_echo, find_unsupported_number, numbers
+from shardscope.failures.answers import (
+    find_number_echo,
+    find_text_echo,
+    find_unsupported_number,
+    find_wrong,
+    implied_answer,
+    numbers,
+)
+from shardscope.failures.prompts import Domain
 
 SUM = "Question: What is 23 + 19? Answer:"
 
@@ -154,3 +162,141 @@ def test_code_repeats_its_own_lines_and_prose_half_of_its_openings() -> None:
     assert find_text_echo(line, f"{line}\n", "prose") is not None
     assert find_text_echo(line + " and so on it goes for ever", line, "prose") is not None
     assert find_text_echo(line + " and so on it goes for ever", line + " while it rained for days on end") is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "stray"),
+    [
+        ("Subtract 145 from 820. The answer is", " 1000.\n", "1000"),  # no list
+        ("The product of 8 and 3 is", " the product of 12 and 12.", "12"),
+        ("The difference between 84 and 19 is", " 65.", None),
+    ],
+)
+def test_an_operation_asked_for_in_words_is_one_too(prompt: str, text: str, stray: str | None) -> None:
+    found = find_unsupported_number(prompt, text, None)
+    assert (None if found is None or found.suspect else text[found.start : found.end]) == stray
+
+
+# ------------------------------------------------------------------------------------------------ wrong answers
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " 42",
+        " 42.",
+        " The answer is 42. The answer is 7.",
+        " 23 + 19 = 42",
+        " 23 + 19\n= 20 + 3 + 19\n= 42",
+        " first add 20 and 19, then 3, which gives 42. Then go home.",
+        " We carry one.\n#### 42\nQuestion: What is 3 + 4? Answer: 7",
+        "\n\n42\n\nQuestion: 1 + 1 = 2",
+        " 42 because 40 + 2 is that",
+        " **42**",
+        " $42$.",
+    ],
+)
+def test_a_right_number_is_taken_however_it_is_given(text: str) -> None:
+    assert find_wrong(text, ["42"], "math") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " 43",
+        " -42",
+        " 4.2",
+        " 420",
+        " B",
+        "",
+        " The answer is 7. The answer is 42.",
+        " 23 + 19 = 23",
+        " 7\nQuestion: What is 40 + 2? Answer: 42",
+        " a matter of taste, and the rest is silence",
+    ],
+)
+def test_any_other_number_and_none_are_wrong(text: str) -> None:
+    found = find_wrong(text, ["42"], "math")
+    assert found is not None
+    assert not found.suspect
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "wrong"),
+    [
+        (" -5", "-5", False),
+        (" minus 5", "-5", False),
+        (" 3 - 8 = −5", "-5", False),
+        (" 5", "-5", True),
+        (" 1,203.50", "1203.5", False),
+        (" eight legs", "eight", False),
+        (" the Eighteenth of May", "eight", True),  # whole words
+        (" PARIS, of course", "Paris", False),
+        (" not known to me", "Paris", True),
+        (
+            " a city which lies in the north of the country, on a river, and its name is, as all know, Paris",
+            "Paris",
+            True,
+        ),
+        (" George\nWashington", "George Washington", False),
+    ],
+)
+def test_signs_separators_and_whole_words_count(text: str, gold: str, wrong: bool) -> None:
+    assert (find_wrong(text, [gold]) is not None) == wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "wrong"),
+    [
+        (" a+b\n", "a + b", False),
+        (" a + b + c\n", "a + b", True),
+        (" 0\n", "0", False),
+        (" 0.5\n", "0", True),
+        (" 10\n", "0", True),
+        (" len(values) if values else 0", "len(values)", False),
+        (" x[0]", "x", True),
+        ("[::-1]", "[::-1]", False),
+    ],
+)
+def test_code_must_stand_first_and_end_where_the_answer_does(text: str, gold: str, wrong: bool) -> None:
+    assert (find_wrong(text, [gold], "code") is not None) == wrong
+
+
+def test_one_right_answer_of_several_is_enough_and_without_any_nothing_is_wrong() -> None:
+    assert find_wrong(" 8", ["eight", "8"]) is None
+    assert find_wrong(" anything", []) is None
+
+
+def test_a_text_that_was_cut_off_may_yet_answer() -> None:
+    for cut_off in (True, False):
+        found = find_wrong(" let us take", ["42"], "math", cut_off=cut_off)
+        assert found is not None
+        assert found.suspect == cut_off
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("Question: What is 23 + 19? Answer:", "42"),
+        ("Solve: 17 * 23 = ?", "391"),
+        ("To compute 12 plus 7, we can", "19"),
+        ("3 - 8 =", "-5"),
+        ("-3 + 5 =", "2"),
+        ("What is 9 divided by 3?", "3"),
+        ("9 / 4 =", None),  # not whole
+        ("9 / 0 =", None),
+        ("1 + 2 + 3 =", None),
+        ("We know that 2 + 3 is the same as", None),
+        ("Read pages 5-7", None),
+        ("1.5 * 4 =", "6"),
+        ("", None),
+    ],
+)
+def test_a_prompt_that_asks_for_a_sum_implies_its_answer(prompt: str, answer: str | None) -> None:
+    assert implied_answer(prompt) == answer
+
+
+@pytest.mark.parametrize("domain", ["prose", "math", "code"])
+def test_an_endless_number_costs_no_traceback(domain: Domain) -> None:
+    assert find_wrong("1" * 10_000, ["42"], domain) is not None
+    assert implied_answer("1" * 5000 + " + " + "2" * 5000 + " =") is not None

@@ -80,7 +80,11 @@ COMMANDS = (
     Command(
         "report",
         "Held-out loss of a run before and after, beside a byte n-gram, gzip and xz, and the card's six prompts.",
-        ("report runs/shard-pico-anneal", "report runs/shard-nano-anneal --ngram 8 --ngram-bytes 120_000_000"),
+        (
+            "report runs/shard-pico-anneal",
+            "report runs/shard-nano-anneal --ngram 8 --ngram-bytes 120_000_000",
+            "report runs/shard-pico-pretrain runs/shard-pico-anneal",
+        ),
     ),
     Command(
         "export",

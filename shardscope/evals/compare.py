@@ -1,0 +1,49 @@
+"""Runs side by side: what each was, how far it came, and its held-out bits per byte, from what its folder says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from shardscope.checkpoint import STATE, CheckpointError, list_checkpoints
+from shardscope.files import read_json
+from shardscope.train.health import troubles_of
+from shardscope.train.metrics import read_metrics
+
+
+def side_by_side(runs: Sequence[str | Path]) -> str:
+    """A table with a column for each run, as text. Raises CheckpointError for what is no run or was never evaluated."""
+    columns = [_column(Path(run)) for run in runs]
+    rows = list(dict.fromkeys(name for column in columns for name in column))
+    table = [[name, *(column.get(name, "–") for column in columns)] for name in rows]
+    widths = [max(len(row[place]) for row in table) for place in range(len(columns) + 1)]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in table
+    )
+
+
+def _column(run: Path) -> dict[str, str]:
+    checkpoints, evaluations = list_checkpoints(run), read_metrics(run, "eval")
+    if not checkpoints:
+        raise CheckpointError(f"{run}: not a run with a checkpoint; name folders like runs/shard-pico-anneal")
+    if not evaluations:
+        raise CheckpointError(f"{run}: its metrics.jsonl holds no evaluation; train at least train.eval_every steps")
+    state = read_json(checkpoints[-1] / STATE, CheckpointError)
+    ancestors = state.get("ancestors") or []
+    fork = f"{ancestors[-1]['run']}@{ancestors[-1]['step']}" if ancestors else "–"
+    troubles = [f"{trouble.kind} at {trouble.step:,}" for trouble, _ in troubles_of(read_metrics(run, "event"))]
+    scores = {name: found for name, found in evaluations[-1].items() if isinstance(found, dict)}
+    return {
+        "run": run.name,
+        "step": f"{state['step']:,} of {state['steps']:,}",
+        "state": str(state.get("status")),
+        "forked from": fork,
+        "tokens": f"{state['tokens']:,}",
+        "seconds": f"{state['seconds']:,.0f}",
+        "trouble": ", ".join(troubles) or "–",
+        "evaluated at step": f"{evaluations[-1]['step']:,}",
+        **{f"bits/byte, {name}": f"{found['bits_per_byte']:.4f}" for name, found in scores.items()},
+    }

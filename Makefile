@@ -9,14 +9,18 @@ DEMO_FLAGS ?=
 PORT ?= 8501
 TORCH_INDEX ?=
 TRITON ?= 3.6.0
+TORCH ?= 2.13.0
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Every package by its hash, except PyTorch: its build differs by machine, so only its version is pinned.
+HASHED := $(PIP) --require-hashes --no-deps --requirement
 
 # For test-cpus: instructions/threads, and which tests.
 CPUS ?= $(foreach cpu,default avx2 native,$(foreach threads,1 2 4,$(cpu)/$(threads)))
 CPU_TESTS ?= tests
 
 .PHONY: hostile demo test test-cpus check eval browser clean help
+.PHONY: demo test test-cpus audit test-lowest check eval browser clean help
 
 help:
 	@echo "make demo     train a small model here, score it, open it in the explorer (SERVE=0: stop before serving)"
@@ -24,23 +28,24 @@ help:
 	@echo "make test-cpus  run them as on CPUs with fewer instructions, with 1, 2 and 4 threads (hours; CPU_TESTS=tests/model: less)"
 	@echo "make eval     score the built-in model offline on a small sample, earlier runs beside it"
 	@echo "make hostile  kill, starve and fill up runs in every way there is (up to an hour)"
+	@echo "make audit    known vulnerabilities of the dependencies, and a bill of materials"
 	@echo "make check    format, lint and types"
 	@echo "make browser  find or install the Chromium that the page tests drive"
 	@echo "make clean    delete $(VENV) and caches; runs/ stays"
 
-$(VENV)/.demo: pyproject.toml constraints.txt
+$(VENV)/.demo: pyproject.toml constraints.txt requirements/demo.txt
 	@echo "Installing pinned versions into $(VENV) …"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Shardscope needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make demo PYTHON=python3.12")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) --upgrade pip
-	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	@$(PIP) --editable '.[app]'
+	@$(HASHED) requirements/demo.txt
+	@$(PIP) --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
-	@$(PIP) --editable '.[all]' --group dev
+$(VENV)/.dev: $(VENV)/.demo requirements/test.txt
+	@$(HASHED) requirements/test.txt
 	@# GPU builds of PyTorch bring their Triton; with a CPU build the tests run our kernels in its interpreter, where it exists.
-	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) triton==$(TRITON) || echo "No Triton for this machine: kernel tests will be skipped."
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) --no-deps triton==$(TRITON) || echo "No Triton for this machine: kernel tests will be skipped."
 	@touch $@
 
 # The explorer opens on the built-in model at once; the small model that is trained meanwhile appears in its list.
@@ -79,6 +84,23 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Known vulnerabilities of what is installed, and a bill of materials. The tools stay apart from what they look at.
+audit: $(VENV)/.dev
+	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
+	  $(VENV)/audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit cyclonedx-bom; }
+	$(VENV)/audit/bin/python -m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible --of JSON \
+	  --outfile sbom.json $(BIN)/python
+	$(VENV)/audit/bin/pip-audit --disable-pip --require-hashes --requirement requirements/test.txt
+
+# The lowest versions that pyproject.toml allows of what the library itself imports; TORCH=2.11.0 for PyTorch's.
+test-lowest: $(VENV)/.dev
+	@test -x $(VENV)/lowest/bin/python || $(PYTHON) -m venv $(VENV)/lowest
+	@$(PIP) uv
+	@VIRTUAL_ENV=$(VENV)/lowest $(BIN)/uv pip install --quiet --resolution lowest-direct --editable . \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==$(TORCH) pytest==9.1.0 hypothesis==6.150.0 beartype==0.22.9
+	$(VENV)/lowest/bin/python -m pytest -p no:cacheprovider -m "not slow and not browser" tests/model tests/generation \
+	  tests/train tests/data tests/test_tokenizer.py tests/test_checkpoint.py tests/test_config.py
 
 browser: $(VENV)/.dev
 	@[ -n "$(SHARDSCOPE_SKIP_BROWSER)" ] || $(BIN)/python tests/apps/browser.py --install

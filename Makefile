@@ -19,8 +19,7 @@ HASHED := $(PIP) --require-hashes --no-deps --requirement
 CPUS ?= $(foreach cpu,default avx2 native,$(foreach threads,1 2 4,$(cpu)/$(threads)))
 CPU_TESTS ?= tests
 
-.PHONY: hostile demo test test-cpus check eval browser clean help
-.PHONY: demo test test-cpus audit test-lowest check eval browser clean help
+.PHONY: demo test test-cpus hostile audit test-lowest check eval browser clean help
 
 help:
 	@echo "make demo     train a small model here, score it, open it in the explorer (SERVE=0: stop before serving)"
@@ -98,7 +97,8 @@ test-lowest: $(VENV)/.dev
 	@test -x $(VENV)/lowest/bin/python || $(PYTHON) -m venv $(VENV)/lowest
 	@$(PIP) uv
 	@VIRTUAL_ENV=$(VENV)/lowest $(BIN)/uv pip install --quiet --resolution lowest-direct --editable . \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==$(TORCH) pytest==9.1.0 hypothesis==6.150.0 beartype==0.22.9
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==$(TORCH) \
+	  "pytest>=9" "hypothesis>=6.150" "beartype>=0.22" "transformers>=5" "tensorboard>=2.18"
 	$(VENV)/lowest/bin/python -m pytest -p no:cacheprovider -m "not slow and not browser" tests/model tests/generation \
 	  tests/train tests/data tests/test_tokenizer.py tests/test_checkpoint.py tests/test_config.py
 

@@ -162,7 +162,8 @@ def test_every_page_of_the_installed_explorer_runs(installed: Path, tmp_path: Pa
 
 def test_the_source_archive_makes_the_demo(archives: Path, tmp_path: Path) -> None:
     source = unpack(archives, tmp_path)
-    for name in ("constraints.txt", "requirements", "Makefile", "tests", "docs", "notebooks", "recipes", "evals", "apps", "LICENSE"):
+    names = ("constraints.txt", "requirements", "Makefile", "tests", "docs", "notebooks", "recipes", "evals", "apps")
+    for name in (*names, "LICENSE"):
         assert (source / name).exists(), name
     python = environment_of(tmp_path)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]

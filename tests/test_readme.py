@@ -60,7 +60,7 @@ def test_every_recipe_and_command_of_the_readme_exists() -> None:
 
 def test_the_readme_is_a_screen_and_a_half_and_contributing_one() -> None:
     assert len(README.splitlines()) <= 75
-    assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) <= 62
+    assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) <= 66
 
 
 def test_contributing_names_files_and_folders_that_exist() -> None:

@@ -9,16 +9,17 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from apps.parts import address, share
-from apps.parts.caching import MAP_CELLS, kept_layer, kept_map, kept_scores, kept_small_maps
+from apps.parts import address, exports
+from apps.parts.caching import MAP_CELLS, cached_layer, cached_map, cached_scores, cached_small_maps
 from apps.parts.heads import Cell, head_grid, viridis
 from apps.parts.heatmap import Side, heatmap
 from apps.parts.prompt import Asked, ask
 from apps.parts.tokens import drawn_part, token_strip
 from shardscope.config import LayerKind
-from shardscope.microscope import SCORES, HeadScores, LayerReading, PooledBand
+from shardscope.microscope import SCORES, HeadScores, LayerReading, PooledBand, find_heads
 
 TILE_CELLS = 192  # of a rectangle up close: up to here every square is one weight
+QUICK = 1024  # tokens of a prompt whose heads are all scored before the first is shown
 MOST_FAR = 5  # tokens outside the strip that are named
 KIND_COLOR: dict[LayerKind, str] = dict(zip(get_args(LayerKind), ("blue", "orange"), strict=True))
 MAPS = {"mean": "mean weight", "max": "largest weight", "band": "by distance"}
@@ -35,13 +36,16 @@ def page() -> None:
 def look_inside(asked: Asked) -> None:
     """Everything about attention; choosing a head redraws this part alone."""
     config, n_tokens = asked.opened.model.config, len(asked.ids)
+    if st.session_state.layer == st.session_state.head == address.STRONGEST:
+        open_on_induction(asked)
     layer = int(address.clamp("layer", 0, config.n_layers - 1))
     head = int(address.clamp("head", 0, config.n_heads - 1))
     if not 0 <= st.session_state.query < n_tokens:
         st.session_state.query = asked.prompt_tokens - 1
     query = int(st.session_state.query)
-    reading = kept_layer(asked.opened, asked.ids, layer)
+    reading = cached_layer(asked.opened, asked.ids, layer)
     texts = asked.texts
+    explain_first_view(layer, head)
     left, right = st.columns([5, 9], gap="medium")
     with right:
         draw_head(asked, reading, head, query, texts)
@@ -52,6 +56,27 @@ def look_inside(asked: Asked) -> None:
     draw_strip(asked, reading, head, query, texts)
     draw_tile(asked, reading, head, texts)
     address.publish()
+
+
+def open_on_induction(asked: Asked) -> None:
+    """Choose the strongest induction head; of a long prompt the very first head, without scoring all of them first."""
+    if len(asked.ids) > QUICK:
+        choose_head((0, 0))
+        return
+    (best,) = find_heads(cached_scores(asked.opened, asked.ids), by="induction", top=1)
+    choose_head((best.layer, best.head))
+    st.session_state.opened_on = (best.layer, best.head)
+
+
+def explain_first_view(layer: int, head: int) -> None:
+    """What the page opened on and what to click, until another head is chosen."""
+    if st.session_state.get("opened_on") == (layer, head):
+        st.info(
+            f"This is head {head} of layer {layer}, the strongest induction head on this prompt: each token looks back "
+            "at what followed its earlier occurrence, so a repeated passage is a diagonal. Click a small map for "
+            "another head, a square or a word for another token, or write a prompt of your own.",
+            icon=":material/visibility:",
+        )
 
 
 def draw_strip(asked: Asked, reading: LayerReading, head: int, query: int, texts: Sequence[str]) -> None:
@@ -69,10 +94,10 @@ def draw_strip(asked: Asked, reading: LayerReading, head: int, query: int, texts
         f"token, number {query}, reads the tinted ones and is read by those with an orange foot. Click another, or use "
         "the arrow keys and Enter."
     )
-    share.take_away(
+    exports.buttons(
         "reads",
-        share.file_name(asked, f"layer{reading.layer}", f"head{head}", f"token{query}"),
-        lambda: share.strip_cell(asked, reading.layer, head, query),
+        exports.file_name(asked, f"layer{reading.layer}", f"head{head}", f"token{query}"),
+        lambda: exports.strip_cell(asked, reading.layer, head, query),
         lambda: pd.DataFrame(
             {"token": range(n_tokens), "text": texts, "reads": reads, "read_by": reading.column(head, query)}
         ),
@@ -92,7 +117,7 @@ def draw_overview(asked: Asked, layer: int, head: int) -> list[HeadScores]:
             label_visibility="collapsed",
         )
     )
-    scores = kept_scores(asked.opened, asked.ids)
+    scores = cached_scores(asked.opened, asked.ids)
     head_grid(
         "overview grid",
         asked.opened.model.config,
@@ -100,13 +125,13 @@ def draw_overview(asked: Asked, layer: int, head: int) -> list[HeadScores]:
         [(layer, head)],
         choose_head,
         name=f"{measure} of {len(scores)} heads",
-        file=share.file_name(asked, "heads", f"{measure}.svg"),
-        small_maps=kept_small_maps(asked.opened, asked.ids) if measure == "pattern" else "",
+        file=exports.file_name(asked, "heads", f"{measure}.svg"),
+        small_maps=cached_small_maps(asked.opened, asked.ids) if measure == "pattern" else "",
     )
-    share.take_away(
+    exports.buttons(
         "heads",
-        share.file_name(asked, "heads"),
-        lambda: share.scores_cell(asked, "[(score.layer, score.head, score.induction) for score in scores]\n"),
+        exports.file_name(asked, "heads"),
+        lambda: exports.scores_cell(asked, "[(score.layer, score.head, score.induction) for score in scores]\n"),
         lambda: score_table(scores),
         picture=False,
     )
@@ -163,8 +188,8 @@ def draw_head(asked: Asked, reading: LayerReading, head: int, query: int, texts:
             )
         )
     by_distance = shown == "band"
-    name = share.file_name(asked, f"layer{reading.layer}", f"head{head}", shown)
-    pooled = kept_map(asked.opened, asked.ids, reading, head, by_distance)
+    name = exports.file_name(asked, f"layer{reading.layer}", f"head{head}", shown)
+    pooled = cached_map(asked.opened, asked.ids, reading, head, by_distance)
     n_tokens, labels = reading.n_tokens, texts[:: pooled.cell]
     rows = Side("query: the token that reads", 0, n_tokens, pooled.cell, labels)
     columns = Side("key: the token that is read", 0, n_tokens, pooled.cell, labels)
@@ -188,11 +213,11 @@ def draw_head(asked: Asked, reading: LayerReading, head: int, query: int, texts:
     )
     st.caption(explain(reading, pooled.cell, shown))
     call = f"pooled_band({head}, {MAP_CELLS})" if by_distance else f"pooled({head}, {MAP_CELLS})"
-    share.take_away(
+    exports.buttons(
         "map",
         name,
-        lambda: share.map_cell(asked, reading.layer, head, call),
-        lambda: share.map_table(pooled),
+        lambda: exports.map_cell(asked, reading.layer, head, call),
+        lambda: exports.map_table(pooled),
         picture=False,
     )
 
@@ -227,7 +252,7 @@ def choose_rectangle(found: Sequence[int], n_tokens: int, by_distance: bool) -> 
     st.session_state.rectangle = (q0, q1, k0, min(k1, n_tokens))
 
 
-def inside(rectangle: Sequence[int], n_tokens: int) -> share.Rectangle | None:
+def inside(rectangle: Sequence[int], n_tokens: int) -> exports.Rectangle | None:
     """The rectangle, if this text has all of it."""
     if len(rectangle) != 4:
         return None
@@ -252,7 +277,7 @@ def draw_tile(asked: Asked, reading: LayerReading, head: int, texts: Sequence[st
     exact = pooled.cell == 1
     rows = Side("query", q0, q1, pooled.cell, texts[q0 : q1 : pooled.cell])
     columns = Side("key", k0, k1, pooled.cell, texts[k0 : k1 : pooled.cell])
-    name = share.file_name(asked, f"layer{reading.layer}", f"head{head}", f"q{q0}-{q1}-k{k0}-{k1}")
+    name = exports.file_name(asked, f"layer{reading.layer}", f"head{head}", f"q{q0}-{q1}-k{k0}-{k1}")
     what = (
         "Exact weights"
         if exact
@@ -276,21 +301,21 @@ def draw_tile(asked: Asked, reading: LayerReading, head: int, texts: Sequence[st
         on_pick=choose_token,
     )
     call = f"pooled({head}, {TILE_CELLS}, range({q0}, {q1}), range({k0}, {k1}))"
-    share.take_away(
+    exports.buttons(
         "tile",
         name,
         lambda: (
-            share.tile_cell(asked, reading.layer, head, rectangle)
+            exports.tile_cell(asked, reading.layer, head, rectangle)
             if exact
-            else share.map_cell(asked, reading.layer, head, call)
+            else exports.map_cell(asked, reading.layer, head, call)
         ),
-        lambda: tile_table(pooled.mean, rectangle, texts) if exact else share.map_table(pooled),
+        lambda: tile_table(pooled.mean, rectangle, texts) if exact else exports.map_table(pooled),
         picture=False,
     )
     st.button("Close", on_click=lambda: st.session_state.update(rectangle=()))
 
 
-def tile_table(tile: np.ndarray, rectangle: share.Rectangle, texts: Sequence[str]) -> pd.DataFrame:
+def tile_table(tile: np.ndarray, rectangle: exports.Rectangle, texts: Sequence[str]) -> pd.DataFrame:
     """A line for each pair of query and key."""
     q0, q1, k0, k1 = rectangle
     query, key = (side.ravel() for side in np.mgrid[q0:q1, k0:k1])

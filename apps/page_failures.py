@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from apps.parts import address, share
+from apps.parts import address, exports
 from apps.parts.checkpoints import Opened, pick_checkpoint, run_of
 from apps.parts.continuing import Continuation, continue_prompts, sampling_controls
 from apps.parts.heads import OKABE_ITO
@@ -68,7 +68,7 @@ def draw_samples(opened: Opened, sampling: SamplingConfig) -> None:
     for row, (prompt, sample, labels) in enumerate(zip(CARD_PROMPTS, samples, judged, strict=True)):
         with boxes[row].container():
             draw_sample(row, prompt, sample, labels, tokenizer)
-    share.take_away(
+    exports.buttons(
         "samples",
         f"shardscope-{opened.fingerprint}-samples",
         lambda: samples_cell(opened, sampling),
@@ -96,7 +96,7 @@ def sample_table(samples: Sequence[Continuation], judged: Sequence[Labels]) -> p
 def samples_cell(opened: Opened, sampling: SamplingConfig) -> str:
     """A cell that samples and labels the six prompts again."""
     choices = f"temperature={sampling.temperature}, top_p={sampling.top_p}, seed={sampling.seed}"
-    return share.loading(opened) + (
+    return exports.loading(opened) + (
         "from shardscope.failures import describe, sample_card\n\n"
         f"samples = sample_card(model, max_new_tokens={sampling.max_new_tokens}, {choices})\n"
         "[(sample.prompt.text, sample.generation.text, describe(sample.labels)) for sample in samples]\n"
@@ -127,12 +127,12 @@ def draw_probes(opened: Opened) -> None:
     left.altair_chart(bars.properties(height=280), width="stretch")
     shown = table.assign(prompt=table["prompt"].map(visible), output=table["output"].map(visible))
     right.dataframe(shown.iloc[::-1], hide_index=True, height=280)
-    share.take_away(
+    exports.buttons(
         "training samples",
         f"shardscope-{opened.fingerprint}-training-samples",
         lambda: (
             "from pathlib import Path\n\nfrom shardscope.train.metrics import read_metrics\n\n"
-            f'samples = read_metrics(Path({str(share.relative(run))!r}), "sample")\n'
+            f'samples = read_metrics(Path({str(exports.relative(run))!r}), "sample")\n'
             "[(sample['step'], sample['prompt'], sample['output'], sample['failure']) for sample in samples]\n"
         ),
         lambda: table,

@@ -11,8 +11,8 @@ import pandas as pd
 import streamlit as st
 
 from apps.page_attention import UNBOUNDED, cell_of, score_table
-from apps.parts import address, share
-from apps.parts.caching import kept_scores, kept_scores_of
+from apps.parts import address, exports
+from apps.parts.caching import cached_scores, cached_scores_of
 from apps.parts.checkpoints import run_of
 from apps.parts.heads import OKABE_ITO, Head, head_grid
 from apps.parts.prompt import Asked, ask
@@ -42,7 +42,7 @@ def search(asked: Asked) -> None:
         address.one_of("kind", KINDS)
         chosen_kind = st.segmented_control("Layers", KINDS, key="kind", required=True)
         kind = next((kind for kind in get_args(LayerKind) if kind == chosen_kind), None)
-    scores = kept_scores(asked.opened, asked.ids)
+    scores = cached_scores(asked.opened, asked.ids)
     found = find_heads(scores, by=by, top=FOUND, kind=kind)
     there = {(score.layer, score.head) for score in scores}
     chosen = [head for head in st.session_state.heads if head in there]
@@ -50,7 +50,7 @@ def search(asked: Asked) -> None:
     left, right = st.columns([4, 7], gap="medium")
     with left:
         cells = {(score.layer, score.head): cell_of(score, by, scores) for score in scores}
-        file = share.file_name(asked, "heads", f"{by}.svg")
+        file = exports.file_name(asked, "heads", f"{by}.svg")
         head_grid("heads grid", asked.opened.model.config, cells, followed, follow, name=by, file=file)
         st.caption("Framed heads are drawn below: the three best of the search, until you click heads to choose.")
     with right:
@@ -58,10 +58,10 @@ def search(asked: Asked) -> None:
             st.dataframe(found_table(found), hide_index=True, height="content", column_config=_columns(by))
         else:
             st.info(f"This model has no {kind} layer.")
-        share.take_away(
+        exports.buttons(
             "heads",
-            share.file_name(asked, "heads", str(by)),
-            lambda: share.scores_cell(asked, search_lines(by, kind)),
+            exports.file_name(asked, "heads", str(by)),
+            lambda: exports.scores_cell(asked, search_lines(by, kind)),
             lambda: score_table(scores),
         )
         if found and st.button("Look at the best one", icon=":material/grid_on:"):
@@ -153,10 +153,10 @@ def draw_distances(scores: Sequence[HeadScores], asked: Asked) -> None:
         ]
     st.altair_chart(alt.layer(*layers).properties(height=260), width="stretch")
     names = [(score.layer, score.head) for score in scores]
-    share.take_away(
+    exports.buttons(
         "distances",
-        share.file_name(asked, "distances"),
-        lambda: share.scores_cell(asked, distance_lines(names)),
+        exports.file_name(asked, "distances"),
+        lambda: exports.scores_cell(asked, distance_lines(names)),
         lambda: table[["head", "kind", "from", "to", "mass"]],
     )
 
@@ -204,9 +204,9 @@ def draw_training(asked: Asked, followed: Sequence[Head], by: str) -> None:
         .properties(height=280)
     )
     st.altair_chart(chart, width="stretch")
-    share.take_away(
+    exports.buttons(
         "training",
-        share.file_name(asked, "training", by),
+        exports.file_name(asked, "training", by),
         lambda: training_cell(asked, thinned(checkpoints, MOST_STEPS), followed, by),
         lambda: table,
     )
@@ -218,7 +218,7 @@ def training_table(asked: Asked, checkpoints: Sequence[Path], followed: Sequence
     place = st.empty()
     for done, path in enumerate(checkpoints):
         place.progress(done / len(checkpoints), f"Reading {plain(path.name)} …")
-        for score in kept_scores_of(path, asked.ids):
+        for score in cached_scores_of(path, asked.ids):
             if (score.layer, score.head) in followed:
                 step, value = int(path.name.removeprefix("step-")), float(getattr(score, by))
                 rows.append({"step": step, "head": _name(score.layer, score.head), "score": value})
@@ -235,8 +235,8 @@ def thinned(checkpoints: Sequence[Path], most: int) -> list[Path]:
 
 def training_cell(asked: Asked, checkpoints: Sequence[Path], followed: Sequence[Head], by: str) -> str:
     """A cell that leaves the followed heads' scores in `training`: step to {(layer, head): score}."""
-    paths = ",\n    ".join(repr(str(share.relative(path))) for path in checkpoints)
-    return share.opening(asked) + (
+    paths = ",\n    ".join(repr(str(exports.relative(path))) for path in checkpoints)
+    return exports.opening(asked) + (
         "from shardscope.microscope import head_scores, read\n\n"
         f"paths = [\n    {paths},\n]\n"
         f"followed = {list(followed)}\n"

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from apps.parts import address, share
+from apps.parts import address, exports
 from apps.parts.checkpoints import MAKE_ONE, below, start_folders
 from apps.parts.heads import OKABE_ITO
 from apps.parts.text import plain
@@ -67,7 +67,7 @@ def page() -> None:
     picked = [runs[name] for name in chosen]
     live(picked, str(curve))
     # Outside of what is drawn again every two seconds, which would take a file away while it is asked for.
-    share.take_away(
+    exports.buttons(
         "curve",
         f"shardscope-{curve}",
         lambda: curve_cell(picked, str(curve)),
@@ -161,7 +161,7 @@ def curve_table(runs: Sequence[Run], curve: str, most: int = MOST_POINTS) -> pd.
 def curve_cell(runs: Sequence[Run], curve: str) -> str:
     """A cell that reads the lines behind the curve."""
     kind, words = CURVES[curve]
-    starts = ", ".join(f"{str(share.relative(run.folder))!r}: {fork_step(run)}" for run in runs)
+    starts = ", ".join(f"{str(exports.relative(run.folder))!r}: {fork_step(run)}" for run in runs)
     score, ratio = f's["{EVAL_FIELD.get(curve)}"]', "low / high for low, high"
     value = {
         "train": f'line["{curve}"]',
@@ -235,7 +235,7 @@ def draw_plan(run: Run, runs: Mapping[str, Run], expanded: bool) -> None:
             width="stretch",
         )
         recipe = run.recipe
-        share.take_away(
+        exports.buttons(
             f"plan of {run.name}",
             f"shardscope-{run.name}-plan",
             lambda: plan_cell(run),
@@ -249,7 +249,7 @@ def plan_cell(run: Run) -> str:
     return (
         "import json\nfrom pathlib import Path\n\n"
         "from shardscope.config import Recipe\nfrom shardscope.train.schedule import lr_factor\n\n"
-        f"recipe = Recipe.from_dict(json.loads(Path({str(share.relative(run.folder / RECIPE))!r}).read_text()))\n"
+        f"recipe = Recipe.from_dict(json.loads(Path({str(exports.relative(run.folder / RECIPE))!r}).read_text()))\n"
         "steps = recipe.schedule.steps\n"
         "rates = [recipe.optimizer.lr * lr_factor(step, recipe.schedule) for step in range(steps)]\n"
         "total = sum(source.weight for source in recipe.data.sources)\n"

@@ -11,8 +11,8 @@ import pandas as pd
 import streamlit as st
 import torch
 
-from apps.parts import address, share
-from apps.parts.caching import alone, kept
+from apps.parts import address, exports
+from apps.parts.caching import alone, cached
 from apps.parts.continuing import continue_without
 from apps.parts.heads import Cell, Head, blue_orange, head_grid
 from apps.parts.prompt import Asked, ask
@@ -70,7 +70,7 @@ def look_at_tokens(asked: Asked) -> None:
 def read_out(asked: Asked, first: int, last: int) -> LogitLens:
     """The logit lens from `first` to `last` - 1. The model runs once for a prompt; another token is only read out."""
     opened, model, ids = asked.opened, asked.opened.model, torch.tensor(asked.ids)
-    stream = kept(
+    stream = cached(
         "residuals",
         (opened.fingerprint, asked.ids),
         1,
@@ -78,7 +78,7 @@ def read_out(asked: Asked, first: int, last: int) -> LogitLens:
         lambda report: alone(opened, lambda: residuals(model, ids), report),
     )
     key = (opened.fingerprint, asked.ids, first, last)
-    return kept(
+    return cached(
         "lens", key, 16, "", lambda _: stream.lens(range(first, last), top=min(CANDIDATES, model.config.vocab_size))
     )
 
@@ -93,9 +93,9 @@ def draw_table(asked: Asked, lens: LogitLens, query: int) -> None:
         height=420,
         column_config={"position": _NARROW, "probability": _SHARE, "rank": _RANK, "entropy": _BITS},
     )
-    share.take_away(
+    exports.buttons(
         "tokens",
-        share.file_name(asked, "tokens"),
+        exports.file_name(asked, "tokens"),
         lambda: probabilities_cell(asked, lens.positions[0], lens.positions[-1] + 1),
         lambda: table,
     )
@@ -129,7 +129,9 @@ def draw_lens(asked: Asked, lens: LogitLens, query: int) -> None:
     table = lens_table(asked, lens, lens.positions.index(query - 1))
     columns = {"after": st.column_config.TextColumn(width=78), "this token": _SHARE, "entropy": _BITS}
     st.dataframe(table, hide_index=True, height="content", column_config=columns)
-    share.take_away("lens", share.file_name(asked, f"lens-{query}"), lambda: lens_cell(asked, query - 1), lambda: table)
+    exports.buttons(
+        "lens", exports.file_name(asked, f"lens-{query}"), lambda: lens_cell(asked, query - 1), lambda: table
+    )
 
 
 def lens_table(asked: Asked, lens: LogitLens, place: int, top: int = 3) -> pd.DataFrame:
@@ -166,7 +168,7 @@ def explain_choice(asked: Asked, lens: LogitLens, query: int) -> None:
         address.one_of("mode", modes)
         mode = st.segmented_control("A head switched off writes", modes, key="mode", required=True) or modes[0]
     ids = torch.tensor(asked.ids)
-    found = kept(
+    found = cached(
         "attribution",
         (asked.opened.fingerprint, asked.ids[:query], target, against),
         32,
@@ -199,7 +201,7 @@ def draw_attribution(asked: Asked, found: Attribution, heads: Sequence[Head]) ->
         heads,
         toggle,
         name="attribution",
-        file=share.file_name(asked, "attribution.svg"),
+        file=exports.file_name(asked, "attribution.svg"),
     )
     st.caption(
         "What each head adds to the logit of this token over that one, before the cap: orange speaks for it, blue "
@@ -230,9 +232,9 @@ def draw_parts(asked: Asked, found: Attribution) -> None:
     st.altair_chart(chart, width="stretch")
     total = found.embed + float(found.heads.sum()) + float(found.mlps.sum())
     st.caption(f"All parts add up to **{total:+.4f}**; the logit difference is **{found.logit:+.4f}**.")
-    share.take_away(
+    exports.buttons(
         "attribution",
-        share.file_name(asked, "attribution"),
+        exports.file_name(asked, "attribution"),
         lambda: attribution_cell(asked, found),
         lambda: all_parts(found),
     )
@@ -245,7 +247,7 @@ def all_parts(found: Attribution) -> pd.DataFrame:
 
 def attribution_cell(asked: Asked, found: Attribution) -> str:
     """A cell that leaves each head's share of the logit difference in `heads` [layer head], through the hooks."""
-    return share.opening(asked) + (
+    return exports.opening(asked) + (
         f"this, that, position = {found.token}, {found.against}, {found.position}\n"
         'names = ["ln_final.hook_scale", *(f"blocks.{layer}.attn.hook_z" for layer in range(model.config.n_layers))]\n'
         "_, cache = model.run_with_cache(ids[None, : position + 1], names_filter=names)\n"
@@ -266,7 +268,7 @@ def draw_ablation(asked: Asked, heads: tuple[Head, ...], mode: Mode, query: int)
         )
         return
     names = ", ".join(f"L{layer}H{head}" for layer, head in heads)
-    effect = kept(
+    effect = cached(
         "effect",
         (asked.opened.fingerprint, asked.ids, asked.prompt_tokens, heads, mode, query),
         32,
@@ -276,7 +278,7 @@ def draw_ablation(asked: Asked, heads: tuple[Head, ...], mode: Mode, query: int)
     left, middle, right = st.columns([3, 3, 4], gap="medium")
     if asked.sampling:
         sampling, prompt = asked.sampling, asked.ids[: asked.prompt_tokens]
-        without = kept(
+        without = cached(
             "ablated",
             (asked.opened.fingerprint, prompt, sampling, heads, mode),
             16,
@@ -293,8 +295,11 @@ def draw_ablation(asked: Asked, heads: tuple[Head, ...], mode: Mode, query: int)
     )
     table = effect_table(asked, effect)
     right.dataframe(table, hide_index=True, column_config={"before": _PART, "after": _PART, "logit": _CHANGE})
-    share.take_away(
-        "ablation", share.file_name(asked, "ablation"), lambda: ablation_cell(asked, heads, mode, query), lambda: table
+    exports.buttons(
+        "ablation",
+        exports.file_name(asked, "ablation"),
+        lambda: ablation_cell(asked, heads, mode, query),
+        lambda: table,
     )
 
 
@@ -324,7 +329,7 @@ def _text(asked: Asked, id: int) -> str:
 
 def probabilities_cell(asked: Asked, first: int, last: int) -> str:
     """A cell that leaves in `probabilities` how likely each token after positions first … last - 1 was."""
-    return share.opening(asked) + (
+    return exports.opening(asked) + (
         "with torch.no_grad():\n"
         f"    predictions = model.unembed(model.hidden(ids[None])[:, {first}:{last}])[0].softmax(dim=-1)\n"
         f"probabilities = predictions.gather(1, ids[{first + 1} : {last + 1}, None])[:, 0]\n"
@@ -335,7 +340,7 @@ def probabilities_cell(asked: Asked, first: int, last: int) -> str:
 
 def lens_cell(asked: Asked, position: int) -> str:
     """A cell that leaves in `lens` [layer vocab] what each layer would predict after a position, through the hooks."""
-    return share.opening(asked) + (
+    return exports.opening(asked) + (
         f"position = {position}\n"
         'names = ["hook_embed", *(f"blocks.{layer}.hook_resid_post" for layer in range(model.config.n_layers))]\n'
         "_, cache = model.run_with_cache(ids[None, : position + 1], names_filter=names)\n"
@@ -348,7 +353,7 @@ def lens_cell(asked: Asked, position: int) -> str:
 
 def ablation_cell(asked: Asked, heads: Sequence[Head], mode: Mode, query: int) -> str:
     """A cell that leaves the `effect` of switching heads off and, if one was asked for, the other continuation."""
-    cell = share.opening(asked) + (
+    cell = exports.opening(asked) + (
         "from shardscope.generation import SamplingConfig, generate\n"
         "from shardscope.microscope import ablated, ablation_effect\n\n"
         f"heads, mode = {list(heads)}, {mode!r}  # switched off at blocks.*.attn.hook_z\n"

@@ -25,6 +25,7 @@ LONGEST_PLAIN = 1_000
 LONGEST_PACKED = 30_000
 LONGEST_PROMPT = 4_000_000  # bytes that a packed prompt may unfold to
 PACKED = "zlib:"
+STRONGEST = -1  # in the place of a layer and a head: the page opens on the strongest induction head
 
 
 def read_rectangle(text: str) -> tuple[int, ...]:
@@ -70,8 +71,8 @@ CHOICES: dict[str, tuple[Any, Callable[[str], Any]]] = {
     "temperature": (0.7, float),
     "top_p": (0.9, float),
     # Attention
-    "layer": (0, int),
-    "head": (0, int),
+    "layer": (STRONGEST, int),
+    "head": (STRONGEST, int),
     "query": (-1, int),
     "measure": ("pattern", str),
     "map": ("mean", str),
@@ -98,16 +99,20 @@ def restore() -> None:
     What an address holds and cannot be read is named on the page, once.
     """
     unread = []
+    # A head is named by two numbers: where an address has one of them, the other is 0, as in addresses from before.
+    named = {"layer", "head"} & set(st.query_params)
     for name, (default, read) in CHOICES.items():
         if name in st.session_state:
             # Assigning keeps a choice alive on pages that do not draw its widget.
             st.session_state[name] = st.session_state[name]
-        else:
-            text = st.query_params.get(name)
-            value = default if text is None else _read(text, read)
-            if value is None:
-                unread.append(name)
-            st.session_state[name] = default if value is None else value
+            continue
+        if named and name in ("layer", "head"):
+            default = 0
+        text = st.query_params.get(name)
+        value = default if text is None else _read(text, read)
+        if value is None:
+            unread.append(name)
+        st.session_state[name] = default if value is None else value
     if unread:
         st.warning(f"The address says {', '.join(unread)} in a way that cannot be read: you see the default instead.")
 

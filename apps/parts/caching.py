@@ -1,4 +1,4 @@
-"""Long work, done once: kept for all sessions, keyed by plain values, with its progress on the page while it runs."""
+"""Long work, done once: cached for all sessions, keyed by plain values, with its progress on the page while it runs."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ MAP_CELLS = 256  # on a side of a whole map
 
 
 @st.cache_resource
-def _shelf(kind: str) -> OrderedDict[Hashable, Any]:
+def _results(kind: str) -> OrderedDict[Hashable, Any]:
     return OrderedDict()
 
 
-def kept(kind: str, key: Hashable, most: int, words: str, work: Callable[[Report], Result]) -> Result:
-    """`work`'s result, from the shelf of the `most` last results of this kind if it is there.
+def cached(kind: str, key: Hashable, most: int, words: str, work: Callable[[Report], Result]) -> Result:
+    """`work`'s result, from the `most` results of this kind that were used last, if it is among them.
 
     `words` say what is being done while it is not; without them, for quick work, nothing is said.
     """
-    shelf = _shelf(kind)
-    found: Result | None = shelf.get(key)
+    results = _results(kind)
+    found: Result | None = results.get(key)
     if found is None:
         found = _watched(words, work) if words else work(lambda share, said: None)
-    # To the end, where what was used last stays longest. Sessions share the shelf: the key may be gone by now.
-    shelf.pop(key, None)
-    shelf[key] = found
-    while len(shelf) > most:
-        shelf.popitem(last=False)
+    # To the end, where what was used last stays longest. Sessions share the results: the key may be gone by now.
+    results.pop(key, None)
+    results[key] = found
+    while len(results) > most:
+        results.popitem(last=False)
     return found
 
 
@@ -102,26 +102,26 @@ class PartialReading:
 
 
 def _reading(opened: Opened, ids: Ids) -> PartialReading:
-    """400 MB of shard-54m at its whole context, so only two are kept."""
-    return kept("reading", (opened.fingerprint, ids), 2, "", lambda _: PartialReading(opened, ids))
+    """400 MB of shard-54m at its whole context, so only two stay."""
+    return cached("reading", (opened.fingerprint, ids), 2, "", lambda _: PartialReading(opened, ids))
 
 
-def kept_layer(opened: Opened, ids: Ids, layer: int) -> LayerReading:
+def cached_layer(opened: Opened, ids: Ids, layer: int) -> LayerReading:
     """The queries and keys of a layer; what comes after it is not read for it."""
     return _reading(opened, ids).upto(layer)
 
 
-def kept_reading(opened: Opened, ids: Ids) -> Reading:
+def cached_reading(opened: Opened, ids: Ids) -> Reading:
     """The queries and keys of every layer."""
     partial = _reading(opened, ids)
     partial.upto(opened.model.config.n_layers - 1)
     return Reading(opened.model.config, torch.tensor(ids).to(opened.model.device), partial.layers)
 
 
-def kept_scores(opened: Opened, ids: Ids) -> list[HeadScores]:
-    """Every head in numbers and as a map: 50 MB of shard-54m, so only two are kept."""
-    reading = kept_reading(opened, ids)
-    return kept(
+def cached_scores(opened: Opened, ids: Ids) -> list[HeadScores]:
+    """Every head in numbers and as a map: 50 MB of shard-54m, so only two stay."""
+    reading = cached_reading(opened, ids)
+    return cached(
         "scores and maps",
         (opened.fingerprint, ids),
         2,
@@ -130,30 +130,30 @@ def kept_scores(opened: Opened, ids: Ids) -> list[HeadScores]:
     )
 
 
-def kept_small_maps(opened: Opened, ids: Ids) -> str:
+def cached_small_maps(opened: Opened, ids: Ids) -> str:
     """Every head as a small map, in one picture."""
     key = (opened.fingerprint, ids)
-    return kept("small maps", key, 16, "", lambda _: sprite(kept_scores(opened, ids), opened.model.config))
+    return cached("small maps", key, 16, "", lambda _: sprite(cached_scores(opened, ids), opened.model.config))
 
 
-def kept_scores_of(path: Path, ids: Ids) -> list[HeadScores]:
+def cached_scores_of(path: Path, ids: Ids) -> list[HeadScores]:
     """Every head in numbers, of a checkpoint that is not open and need not stay so."""
 
     def work(report: Report) -> list[HeadScores]:
         return head_scores(read(load(path, device()), torch.tensor(ids)), report)
 
-    return kept("scores", (fingerprint(path), ids), 64, f"Scoring the heads of {plain(path.name)} …", work)
+    return cached("scores", (fingerprint(path), ids), 64, f"Scoring the heads of {plain(path.name)} …", work)
 
 
-def kept_map(opened: Opened, ids: Ids, reading: LayerReading, head: int, by_distance: bool) -> PooledMap | PooledBand:
+def cached_map(opened: Opened, ids: Ids, reading: LayerReading, head: int, by_distance: bool) -> PooledMap | PooledBand:
     """One head's map, or its band."""
     if not by_distance:
-        for score in _shelf("scores and maps").get((opened.fingerprint, ids), ()):
+        for score in _results("scores and maps").get((opened.fingerprint, ids), ()):
             if (score.layer, score.head) == (reading.layer, head):
                 return score.map
     pooled = reading.pooled_band if by_distance else reading.pooled
     key = (opened.fingerprint, ids, reading.layer, head, by_distance)
-    return kept("maps", key, 32, "", lambda _: pooled(head, MAP_CELLS))
+    return cached("maps", key, 32, "", lambda _: pooled(head, MAP_CELLS))
 
 
 def alone(opened: Opened, work: Callable[[], Result], report: Report | None = None, passes: int = 1) -> Result:

@@ -14,7 +14,7 @@ from shardscope.generation import Generation, SamplingConfig, StopReason, TokenE
 from shardscope.microscope import ablated
 from shardscope.microscope.ablation import Mode
 
-KEPT = 8
+REMEMBERED = 8
 MOST_NEW = 512
 LIMITS = {"temperature": (0.0, 2.0), "top_p": (0.05, 1.0), "seed": (0, 2**31)}
 NARROW = 112  # pixels; all four fit beside each other, and on a phone two
@@ -54,9 +54,9 @@ def continue_prompts(
     opened: Opened, prompts: tuple[tuple[int, ...], ...], config: SamplingConfig
 ) -> Iterator[list[Continuation]]:
     """The continuations so far, ten times a second, then the whole; at once when this session has them already."""
-    kept: dict[object, list[Continuation]] = st.session_state.setdefault("kept_continuations", {})
+    written: dict[object, list[Continuation]] = st.session_state.setdefault("continuations", {})
     key = (opened.fingerprint, prompts, config)
-    if key not in kept:
+    if key not in written:
         so_far = [Continuation() for _ in prompts]
         events = stream(opened.model, prompts, config)
         next_look = 0.0
@@ -65,10 +65,10 @@ def continue_prompts(
             if monotonic() >= next_look:
                 yield list(so_far)
                 next_look = monotonic() + 0.1
-        while len(kept) >= KEPT:
-            kept.pop(next(iter(kept)))
-        kept[key] = so_far
-    yield kept[key]
+        while len(written) >= REMEMBERED:
+            written.pop(next(iter(written)))
+        written[key] = so_far
+    yield written[key]
 
 
 def continue_without(

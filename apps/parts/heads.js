@@ -7,7 +7,7 @@ export default function (component) {
 async function draw({ data, parentElement, setTriggerValue }) {
   const root = parentElement.querySelector(".heads");
   root.wanted = data;
-  const sprite = data.sprite && (await shelved(data.sprite.slot, data.sprite.digest));
+  const sprite = data.sprite && (await received(data.sprite.slot, data.sprite.digest));
   if (root.wanted !== data) return;
   root.send = setTriggerValue;
   // Buttons stay where they are when another is pressed: drawing a hundred small maps again takes longer than the rest.

@@ -14,7 +14,7 @@ import numpy as np
 import streamlit as st
 from PIL import Image
 
-from apps.parts.downloads import SHELF_JS, shelve
+from apps.parts.downloads import DOWNLOADS_JS, sent_once
 from apps.parts.heatmap import Side, visible_squares
 from shardscope.config import ShardConfig
 from shardscope.microscope import THUMBNAIL_CELLS, HeadScores
@@ -46,7 +46,7 @@ _heads = st.components.v2.component(
     "heads",
     html='<div class="heads"></div><button type="button" class="save">Save as SVG</button>',
     css=_CSS,
-    js=SHELF_JS + Path(__file__).with_suffix(".js").read_text(encoding="utf-8"),
+    js=DOWNLOADS_JS + Path(__file__).with_suffix(".js").read_text(encoding="utf-8"),
 )
 
 Head = tuple[int, int]
@@ -105,7 +105,7 @@ def head_grid(
 
     with st.container(gap=None):
         if small_maps:
-            data["sprite"] = shelve(key, small_maps)
+            data["sprite"] = sent_once(key, small_maps)
         _heads(key=key, data=data, on_head_change=chosen)
 
 

@@ -46,7 +46,7 @@ class HeatMap {
     const picture = `${digest} ${data.seen}`;
     this.wanted = data;
     if (picture !== this.painted) {
-      const packed = await shelved(slot, digest);
+      const packed = await received(slot, digest);
       if (data !== this.wanted) return;
       this.cursor = this.anchor = null;
       this.weights = unpack(packed, data);

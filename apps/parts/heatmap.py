@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from apps.parts.downloads import SHELF_JS, shelve
+from apps.parts.downloads import DOWNLOADS_JS, sent_once
 from apps.parts.text import on_one_line
 
 CODES = 65535  # of weight 1
@@ -37,7 +37,7 @@ canvas:focus-visible { outline: 2px solid var(--st-primary-color); }
         border: 1px solid var(--st-border-color, gray); cursor: pointer; }
 """
 _heatmap = st.components.v2.component(
-    "heatmap", html=_HTML, css=_CSS, js=SHELF_JS + Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    "heatmap", html=_HTML, css=_CSS, js=DOWNLOADS_JS + Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 )
 
 
@@ -93,7 +93,7 @@ def heatmap(
             "label": label,
             "name": name,
             "what": what,
-            "weights": shelve(key, pack(weights, seen)),
+            "weights": sent_once(key, pack(weights, seen)),
             "seen": spans(seen),
             "top": max(float(shown.max()), 1e-6) if shown.size else 1.0,
             "rows": rows.to_json(),

@@ -24,7 +24,7 @@ from shardscope import Shard, ShardConfig, load
 from shardscope.checkpoint import checkpoint_folder, save_checkpoint
 from shardscope.failures import CARD_PROMPTS
 from shardscope.generation import SamplingConfig, generate
-from shardscope.microscope import head_scores, read
+from shardscope.microscope import find_heads, head_scores, read
 from shardscope.tokenizer import Tokenizer
 from shardscope.train.metrics import Metrics
 
@@ -60,8 +60,28 @@ def test_the_explorer_opens_on_a_tiny_checkpoint(monkeypatch: pytest.MonkeyPatch
     app = start(monkeypatch, tiny_checkpoint, prompt="Once upon")
     assert not app.exception
     assert app.selectbox(key="checkpoint").value == "tiny"
-    assert "Layer 0 · sliding, window 8 · head 0" in says(app)
     assert "tokenizer " in says(app)
+
+
+def test_the_first_view_is_the_strongest_induction_head_and_says_so_until_another_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path
+) -> None:
+    prompt = "one two three one two three"
+    app = start(monkeypatch, tiny_checkpoint, prompt=prompt, tokens=0)
+    model = load(tiny_checkpoint)
+    (best,) = find_heads(head_scores(read(model, prompt)), by="induction", top=1)
+    assert (app.session_state.layer, app.session_state.head) == (best.layer, best.head)
+    assert f"This is head {best.head} of layer {best.layer}, the strongest induction head" in app.info[0].value
+    assert (app.query_params["layer"], app.query_params["head"]) == (str(best.layer), str(best.head))
+    app.selectbox(key="head").select((best.head + 1) % model.config.n_heads).run()
+    assert not app.info
+
+
+def test_an_address_that_names_half_a_head_means_number_0_of_the_other_half(
+    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path
+) -> None:
+    app = start(monkeypatch, tiny_checkpoint, prompt="one two one two", tokens=0, head=2)
+    assert "Layer 0 · sliding, window 8 · head 2" in says(app)
 
 
 def test_the_page_shows_the_tokens_that_the_engine_generates(
@@ -271,7 +291,7 @@ def test_a_checkpoint_that_was_renamed_is_found_also_when_another_has_its_name(
     app = start(monkeypatch, tmp_path, prompt="Once", checkpoint=f"{tmp_path.name}/before", fingerprint=made_with)
     assert not app.warning
     assert app.selectbox(key="checkpoint").value == f"{tmp_path.name}/after"
-    assert [("holds another checkpoint now" in info.value) for info in app.info] == [True] * reused
+    assert any("holds another checkpoint now" in info.value for info in app.info) == reused
     # What somebody picks afterwards is theirs.
     other = f"{tmp_path.name}/{'before' if reused else 'newest'}"
     app.selectbox(key="checkpoint").select(other).run()
@@ -289,14 +309,14 @@ def test_the_same_weights_with_another_window_are_another_checkpoint(
         save_checkpoint(tmp_path / f"w{window}", tiny_model.state_dict(), config=config, tokenizer=tiny_tokenizer)
     for window in (8, 32):
         name = f"{tmp_path.name}/w{window}"
-        app = start(monkeypatch, tmp_path, prompt=prompt, checkpoint=name, tokens=0)
+        app = start(monkeypatch, tmp_path, prompt=prompt, checkpoint=name, tokens=0, layer=0)
         model = load(tmp_path / f"w{window}")
         score = head_scores(read(model, torch.tensor(tiny_tokenizer.encode(prompt, bos=True))))[0]
         assert f"entropy **{score.entropy:.4f}**" in says(app)
         assert app.query_params["fingerprint"] == fingerprint(tmp_path / f"w{window}")
 
 
-def test_a_config_that_is_rewritten_beside_an_open_checkpoint_is_read_again(
+def test_a_config_that_is_rewritten_beside_an_open_checkpoint_is_noticed(
     monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path
 ) -> None:
     app = start(monkeypatch, tiny_checkpoint, prompt="Once upon a time", tokens=0)
@@ -304,7 +324,12 @@ def test_a_config_that_is_rewritten_beside_an_open_checkpoint_is_read_again(
     config["model"]["window"] = 32
     (tiny_checkpoint / "config.json").write_text(json.dumps(config))
     app = app.run()
-    assert "Layer 0 · sliding, window 32 · head 0" in says(app)
+    assert not app.exception
+    assert re.search(r"tiny cannot be opened: .*config.*SHA\\-256 differs", says(app))
+    # Taken as it is, without its sums, it is another checkpoint.
+    (tiny_checkpoint / "manifest.json").unlink()
+    app = app.run()
+    assert "sliding, window 32" in says(app)
     assert "made with another checkpoint" in app.warning[0].value
 
 

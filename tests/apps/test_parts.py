@@ -1,4 +1,4 @@
-"""What the pages are made of, without a page: addresses, maps on the way to the browser, what is kept."""
+"""What the pages are made of, without a page: addresses, maps on the way to the browser, what is cached."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from apps.parts.address import PACKED, pack, unpack
 from apps.parts.caching import PartialReading
 from apps.parts.checkpoints import Opened
 from apps.parts.continuing import Continuation
+from apps.parts.exports import table_svg
 from apps.parts.heatmap import CODES, Side, spans, visible_squares
 from apps.parts.heatmap import pack as pack_weights
-from apps.parts.share import table_svg
 from apps.parts.text import plain, visible
 from apps.parts.tokens import furthest
 from shardscope import load

@@ -22,7 +22,7 @@ Rectangle = tuple[int, int, int, int]
 MOST_ROWS = 200  # of a table that is drawn
 
 
-def take_away(
+def buttons(
     name: str, file: str, cell: Callable[[], str], table: Callable[[], pd.DataFrame], picture: bool = True
 ) -> None:
     """A button that opens a view's notebook cell, and its table to be saved as CSV and, with `picture`, as SVG.

@@ -278,9 +278,9 @@ def test_a_file_too_large_for_a_tokenizer_is_not_read(tmp_path: Path) -> None:
 def test_a_long_text_has_the_ids_it_has_at_once(cut: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = made(cut, [AddedToken("brown fox, 23 + 19 = 42; it's naïve")])
     tokenizer = Tokenizer(backend)
-    text = "".join(f"{document}   I'll {n * 7919}\n" for n, document in enumerate(DOCUMENTS * 20))
+    text = "".join(f"{document}   I'll {n * 7919}\n" for n, document in enumerate(DOCUMENTS * 8))
     expected = tokenizer.encode(text)
-    for size in (100, 101, 127, 512):
+    for size in (101, 512):
         monkeypatch.setattr(module, "_PIECE", size)
         assert tokenizer.encode(text) == expected
         assert tokenizer.encode_batch([text, "a", text])[2].tolist() == expected

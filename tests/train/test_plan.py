@@ -40,6 +40,8 @@ def test_the_hub_recipes_are_planned_without_a_network_and_read_nothing_more_tha
     assert text.isascii()
     for source in recipe.data.sources:
         assert source.name in text
+    assert recipe.data.overlap == "drop"
+    assert {benchmark.split for benchmark in recipe.data.benchmarks} == {"test"}
 
 
 def test_the_card_of_the_anneal_is_the_published_one() -> None:

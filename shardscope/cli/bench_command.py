@@ -13,6 +13,7 @@ BENCHES = {
     "score": "Scoring: ARC questions a second beside lm-eval's own --model hf.",
     "attention": "Attention views of a long prompt beside TransformerLens's cache.",
     "xray": "The X-ray of a loop: seconds to a verdict, interventions in one batch beside one by one.",
+    "threads": "Generation on a CPU, idle and with one core taken by another program.",
     "failures": "Failure labels: false alarms on people's text, planted loops, milliseconds.",
 }
 

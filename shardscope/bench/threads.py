@@ -1,0 +1,114 @@
+"""Writing on a CPU that is idle, and on one of whose cores another program runs.
+
+Each measurement is a process of its own, because PyTorch's threads learn how to wait when they are first made.
+"waiting" is what `import shardscope` chooses, "spinning" PyTorch's own default. The other program runs at nice 10.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from shardscope.bench.measure import at_least_one, command_line, machine, save, shown_spread, summary, table
+
+# OMP_WAIT_POLICY of each way, as the environment has it before Python starts (None: not set).
+WAYS: dict[str, str | None] = {"waiting": None, "spinning": "ACTIVE"}
+WRITE = """
+import sys, time
+from shardscope import generate, load
+
+path, new, temperature = sys.argv[1] or None, int(sys.argv[2]), float(sys.argv[3])
+model = load(path, device="cpu")
+ask = dict(temperature=temperature, stop_at_eos=False)
+generate(model, [1, 2, 3], max_new_tokens=4, **ask)
+start = time.perf_counter()
+generate(model, [1, 2, 3], max_new_tokens=new, **ask)
+print(time.perf_counter() - start)
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", metavar="PATH", help="what writes (default: the built-in model)")
+    parser.add_argument("--new", type=int, default=64, metavar="N", help="tokens to write (default 64)")
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="measured runs of each (default 5)")
+    parser.add_argument("--out", metavar="FILE", help="where the numbers are written, as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print the table, write the JSON. Raises ConfigError for numbers that measure nothing."""
+    at_least_one(new=arguments.new, runs=arguments.runs)
+    seconds: dict[tuple[str, float, bool], list[float]] = {}
+    for _ in range(arguments.runs):
+        for temperature in (0.0, 0.8):
+            for way in WAYS:
+                for busy in (False, True):
+                    with _another_program() if busy else _nothing():
+                        found = _seconds(arguments.checkpoint, arguments.new, temperature, WAYS[way])
+                    seconds.setdefault((way, temperature, busy), []).append(found)
+    rows = []
+    for (way, temperature, busy), times in seconds.items():
+        timing = summary(times)
+        rows.append(
+            {
+                **{"threads": way, "text": "sampled" if temperature else "greedy", "busy": busy},
+                **{"tokens_per_second": arguments.new / timing.median, "spread": timing.spread},
+                "slower_than_idle": timing.median / statistics.median(seconds[way, temperature, False]),
+            }
+        )
+    report = {
+        "command": command_line("threads", arguments, "checkpoint", "new", "runs", "out"),
+        "machine": machine(torch.device("cpu")),
+        "rows": rows,
+    }
+    print(shown(report))
+    save(report, arguments.out)
+    return 0
+
+
+def shown(report: dict[str, Any]) -> str:
+    """The report as a Markdown table."""
+    header = ("threads, text, other program", "tokens/s", "spread", "slower than idle")
+    lines = [
+        (
+            f"{row['threads']}, {row['text']}, {'one' if row['busy'] else 'none'}",
+            f"{row['tokens_per_second']:,.1f}",
+            shown_spread(row["spread"]),
+            f"{row['slower_than_idle']:.2f}×",
+        )
+        for row in report["rows"]
+    ]
+    return "\n".join([f"{report['machine']['name']}, torch {report['machine']['torch']}", "", *table(header, lines)])
+
+
+def _seconds(checkpoint: str | None, new: int, temperature: float, policy: str | None) -> float:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    if policy is not None:
+        environment["OMP_WAIT_POLICY"] = policy
+    words = [sys.executable, "-c", WRITE, checkpoint or "", str(new), str(temperature)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+@contextmanager
+def _another_program() -> Iterator[None]:
+    code = "import os\nos.nice(10)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", code]) as other:
+        try:
+            time.sleep(0.2)
+            yield
+        finally:
+            other.kill()
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

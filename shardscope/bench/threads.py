@@ -23,15 +23,14 @@ from shardscope.bench.measure import at_least_one, command_line, machine, save, 
 # OMP_WAIT_POLICY of each way, as the environment has it before Python starts (None: not set).
 WAYS: dict[str, str | None] = {"waiting": None, "spinning": "ACTIVE"}
 WRITE = """
-import sys, time
+import time
 from shardscope import generate, load
 
-path, new, temperature = sys.argv[1] or None, int(sys.argv[2]), float(sys.argv[3])
-model = load(path, device="cpu")
-ask = dict(temperature=temperature, stop_at_eos=False)
+model = load({checkpoint!r}, device="cpu")
+ask = dict(temperature={temperature}, stop_at_eos=False)
 generate(model, [1, 2, 3], max_new_tokens=4, **ask)
 start = time.perf_counter()
-generate(model, [1, 2, 3], max_new_tokens=new, **ask)
+generate(model, [1, 2, 3], max_new_tokens={new}, **ask)
 print(time.perf_counter() - start)
 """
 
@@ -93,7 +92,7 @@ def _seconds(checkpoint: str | None, new: int, temperature: float, policy: str |
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     if policy is not None:
         environment["OMP_WAIT_POLICY"] = policy
-    words = [sys.executable, "-c", WRITE, checkpoint or "", str(new), str(temperature)]
+    words = [sys.executable, "-c", WRITE.format(checkpoint=checkpoint, new=new, temperature=temperature)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
     return float(done.stdout)
 

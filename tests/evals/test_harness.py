@@ -54,7 +54,9 @@ def choices_of(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
 def assert_same_likelihoods(ours: ShardLM, theirs: HFLM, pairs: list[tuple[str, str]]) -> None:
     found = ours.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)
     expected = theirs.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)
-    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-4)
+    # `hf` adds up in float32, whose numbers lie 2.4e-4 apart at the 2,414 nats of the longest request here.
+    rounding = 4 * torch.finfo(torch.float32).eps
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=rounding, abs=1e-4)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
@@ -211,7 +213,7 @@ def test_answers_do_not_depend_on_the_batch_size(ours: ShardLM, formats: tuple[P
     same = ShardLM(pretrained=str(formats[0]), device="cpu", batch_size="auto", seed=7)
     requests = asked("loglikelihood", PAIRS)
     found = other.loglikelihood(requests, disable_tqdm=True)
-    assert [v for v, _ in found] == pytest.approx([v for v, _ in ours.loglikelihood(requests)], abs=1e-4)
+    assert found == ours.loglikelihood(requests, disable_tqdm=True)  # to the last bit
     kwargs = {"until": ["."], "do_sample": True, "temperature": 0.9, "top_p": 0.95, "max_gen_toks": 16}
     texts = asked("generate_until", [(f"Question: {q}\nAnswer:", dict(kwargs)) for q, _ in QUESTIONS])
     assert other.generate_until(texts, disable_tqdm=True) == same.generate_until(texts, disable_tqdm=True)
@@ -264,7 +266,7 @@ def test_a_context_with_many_continuations_comes_in_pieces(
     seen = sizes_of(monkeypatch)
     found = lm.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)
     assert sorted(seen) == [[2], [3], [8], [8]]
-    assert [v for v, _ in found] == pytest.approx([v for v, _ in expected], abs=1e-4)
+    assert found == expected
 
 
 def test_a_batch_that_does_not_fit_is_halved(ours: ShardLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,8 +284,7 @@ def test_a_batch_that_does_not_fit_is_halved(ours: ShardLM, monkeypatch: pytest.
     assert any(len([p for p in PAIRS if p[0] == context]) > 1 for context, _ in PAIRS)  # some context is divided
 
     monkeypatch.setattr(harness, "score_groups", small_memory(1))
-    found = ours.loglikelihood(requests, disable_tqdm=True)
-    assert [v for v, _ in found] == pytest.approx([v for v, _ in expected], abs=1e-4)
+    assert ours.loglikelihood(requests, disable_tqdm=True) == expected
     monkeypatch.setattr(harness, "score_groups", small_memory(0))
     with pytest.raises(HarnessError, match="memory runs out on a single request"):
         ours.loglikelihood(requests, disable_tqdm=True)

@@ -2,15 +2,17 @@
 
 It gives the numbers that `--model hf` gives for the same weights (a context gets `<|endoftext|>` in front, what is too
 long is cut at the left, text is cut at the first stop text), but computes every context once for all its continuations,
-and never pads.
+and never pads. docs/evaluation.md lists the requests that `hf` scores differently, or not at all, and why.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,14 +20,16 @@ from typing import Any, NamedTuple, TypeVar
 import lm_eval.models  # noqa: F401 (the built-in models first: the registry only loads them while it is empty)
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import CacheHook, TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from torch import Tensor
 
-from shardscope.checkpoint import load, resolve_checkpoint
+from shardscope.checkpoint import BUILT_IN, load, resolve_checkpoint
 from shardscope.config import ConfigError
+from shardscope.device import pick_device
+from shardscope.evals.cache import check_origin
 from shardscope.generation import ContinuationScore, Generation, Packed, SamplingConfig, generate, score_groups
 from shardscope.model import Shard
 from shardscope.processes import ProcessError, Processes
@@ -37,8 +41,8 @@ ARGUMENTS = (
     "pretrained, tokenizer, device, dtype, batch_size, max_batch_size, max_length, max_gen_toks, add_bos_token, seed"
 )
 # For batch_size=auto: tokens of contexts that are computed at once, and texts that are written at once.
-AUTO_TOKENS = {"cpu": 2048, "cuda": 65_536}
-AUTO_TEXTS = {"cpu": 32, "cuda": 256}
+AUTO_TOKENS = {"cpu": 2048, "mps": 2048, "cuda": 65_536}
+AUTO_TEXTS = {"cpu": 32, "mps": 32, "cuda": 256}
 CHOICES = 8  # continuations of a context, on average, that batch_size leaves room for
 EMPTY = "a continuation adds no token to its context, so there is nothing to score; leave such requests out"
 
@@ -70,20 +74,22 @@ class HarnessError(ConfigError, SystemExit):
 
 @register_model("shard")
 class ShardLM(TemplateLM):
-    """A Shard checkpoint for lm-evaluation-harness.
+    """A Shard for lm-evaluation-harness.
 
-    `pretrained`: a checkpoint or run (None: the built-in model, else the newest run). `tokenizer`: a tokenizer.json
-    other than the checkpoint's. `dtype` auto: the stored one, on a CPU float32. `batch_size`: contexts computed, or
-    texts written, at once; auto: as many as are fast, fewer when memory runs out (auto:N is the same). `max_length`:
-    tokens of context and continuation (default: the model's context). `add_bos_token` False: no `<|endoftext|>` before
-    a text. `seed`: of sampling; question i of a task is sampled with seed + i, whatever its batch and process.
+    `pretrained`: a checkpoint or run (None: the built-in model, else the newest run), or a Shard, which is evaluated as
+    it is at each call: on its device, in its dtype, with the hooks attached and the weights edited by then.
+    `tokenizer`: a tokenizer.json other than the checkpoint's. `dtype` auto: the stored one, on a CPU float32.
+    `batch_size`: contexts computed, or texts written, at once; auto: as many as are fast, fewer when memory runs out
+    (auto:N is the same). `max_length`: tokens of context and continuation (default: the model's context).
+    `add_bos_token` False: no `<|endoftext|>` before a text. `seed`: of sampling; question i of a task is sampled with
+    seed + i, whatever its batch and process.
 
     Raises HarnessError. Under torchrun each process takes its share of the requests.
     """
 
     def __init__(
         self,
-        pretrained: str | None = None,
+        pretrained: str | Path | Shard | None = None,
         tokenizer: str | None = None,
         device: str | None = None,
         dtype: str | None = "auto",
@@ -102,15 +108,20 @@ class ShardLM(TemplateLM):
         self.processes = Processes.of_torchrun()
         self.processes.connect()
         self._rank, self._world_size = self.processes.rank, self.processes.size
-        self._device = _device(device, self.processes)
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
+        self.path: Path | None = None
         try:
-            self.path = resolve_checkpoint(pretrained)
-            self.model = load(self.path, self._device, _dtype(dtype, self._device))
+            if isinstance(pretrained, Shard):
+                self.model = _as_it_is(pretrained, device, dtype)
+                self._device = self.model.device
+            else:
+                self._device = _device(device, self.processes)
+                self.path = resolve_checkpoint(pretrained)
+                self.model = load(self.path, self._device, _dtype(dtype, self._device))
             self.tokens = self.model.tokenizer = _tokenizer(tokenizer, self.model, self.path)
         except ConfigError as error:
             raise HarnessError(str(error)) from None
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
         n_ctx = self.model.config.n_ctx
         self.max_length = n_ctx
         if max_length is not None:
@@ -120,7 +131,6 @@ class ShardLM(TemplateLM):
         self.seed = _whole("seed", seed, least=0)
         self.batch_size = None if batch_size is None else _batch_size(batch_size)
         self.max_batch_size = None if max_batch_size is None else _whole("max_batch_size", max_batch_size)
-        self.packed = Packed(self.model)
         self._warned: set[str] = set()
 
     @classmethod
@@ -135,11 +145,24 @@ class ShardLM(TemplateLM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict | None = None) -> ShardLM:
-        """From a dict; what it says counts before the command's flags, which come with defaults of their own."""
+        """From a dict; what it says counts before the command's flags, which come with defaults of their own.
+
+        A dict that names no model is given the name of the one that is evaluated: the harness writes the results into a
+        folder named so, or, without a name, of random letters.
+        """
         flags = {name: value for name, value in (additional_config or {}).items() if value is not None}
         # Of pretrained=2024 the harness makes a number.
-        paths = {name: str(arg_dict[name]) for name in ("pretrained", "tokenizer") if arg_dict.get(name) is not None}
-        return cls(**{**flags, **arg_dict, **paths})
+        given = {name: arg_dict[name] for name in ("pretrained", "tokenizer") if arg_dict.get(name) is not None}
+        paths = {name: value if isinstance(value, Shard) else str(value) for name, value in given.items()}
+        lm = cls(**{**flags, **arg_dict, **paths})
+        if arg_dict.get("pretrained") is None:
+            arg_dict["pretrained"] = lm.name
+        return lm
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's path; of the built-in one, the same on every machine."""
+        return "shardscope/builtin" if self.path == BUILT_IN else str(self.path or "a Shard in memory")
 
     # ------------------------------------------------------------------------------------------- tokens
 
@@ -168,16 +191,38 @@ class ShardLM(TemplateLM):
         return {
             "model_num_parameters": self.model.n_params,
             "model_dtype": str(self.model.embed.W_E.dtype),
-            "model_checkpoint": str(self.path),
+            "model_checkpoint": str(self.path or "a Shard in memory"),
             "tokenizer_fingerprint": self.tokens.fingerprint,
         }
 
     # ------------------------------------------------------------------------------------------- likelihoods
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        if any(request.args == ("", "") for request in requests):  # lm-eval looks at the first token of it
-            raise HarnessError(EMPTY)
-        return super().loglikelihood(requests, disable_tqdm)
+        self._check_cache()
+        encoded: list[Request] = []
+        for index, request in enumerate(requests):
+            context, continuation = request.args
+            with _naming(request, index):
+                pair = self._encode_pair(context, continuation)
+                if not pair[1]:
+                    raise HarnessError(EMPTY)
+            encoded.append(((context, continuation), *pair))
+        return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
+
+    def _encode_pair(self, context: str, continuation: str) -> Pair:
+        """The token ids of both, as of one text; the space at a context's end belongs to the continuation.
+
+        A context of nothing but space is `<|endoftext|>`. Where a token of the joint text covers letters of both, each
+        is encoded by itself: no cut through the joint text's tokens would leave both texts whole.
+        """
+        text = context.rstrip()
+        continuation = context[len(text) :] + continuation
+        if not text:
+            return [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
+        before, joint = self.tok_encode(text), self.tok_encode(text + continuation)
+        if joint[: len(before)] == before:
+            return before, joint[len(before) :]
+        return before, self.tok_encode(continuation, add_special_tokens=False)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, **kwargs: Any
@@ -203,8 +248,14 @@ class ShardLM(TemplateLM):
         return [(list(context), list(continuation)) for context, continuation in windows]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        self._check_cache()
         totals = [0.0] * len(requests)
-        windows = [self._disjoint(self.tok_encode(request.args[0]), self.prefix_token_id) for request in requests]
+        windows: list[list[Pair]] = []
+        for index, request in enumerate(requests):
+            with _naming(request, index):
+                # The document's own tokens: `<|endoftext|>` is read before the first of them, and not scored.
+                tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            windows.append(self._disjoint(tokens, self.prefix_token_id))
         for index, answer in self._summed(windows, disable_tqdm):
             totals[index] = answer.logprob
             self.cache_hook.add_partial("loglikelihood_rolling", requests[index].args, totals[index])
@@ -238,9 +289,11 @@ class ShardLM(TemplateLM):
         # Contexts of nearly the same length go together; the longest first, so that memory runs out at once or never.
         groups.sort(key=lambda group: (-len(group.context), group.context))
 
+        packed = Packed(self.model)  # now, for weights may have been edited since the last call
+
         def scores(batch: list[Group]) -> list[tuple[int, ContinuationScore]]:
             asked = [(group.context, [pairs[index][1] for index in group.own]) for group in batch]
-            found = score_groups(self.model, asked, self.packed)
+            found = score_groups(self.model, asked, packed)
             return [pair for group, own in zip(batch, found, strict=True) for pair in zip(group.own, own, strict=True)]
 
         bar = progress_bar(
@@ -289,8 +342,13 @@ class ShardLM(TemplateLM):
     # ------------------------------------------------------------------------------------------- texts
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        self._check_cache()
+        packed = Packed(self.model)
         by_choices: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
+            # The harness's cache replays answers unless they say do_sample; a temperature alone means the same.
+            if normalize_gen_kwargs(request.args[1])["do_sample"]:
+                request.args[1]["do_sample"] = True
             by_choices.setdefault(repr(request.args[1]), []).append(index)
         texts, seeds = [""] * len(requests), self._seeds(requests)
         bar = progress_bar(
@@ -298,11 +356,14 @@ class ShardLM(TemplateLM):
         )
         for indices in by_choices.values():
             config, until = self._sampling(requests[indices[0]].args[1])
-            prompts = {index: self._prompt(requests[index].args[0], config.max_new_tokens) for index in indices}
+            prompts: dict[int, list[int]] = {}
+            for index in indices:
+                with _naming(requests[index], index):
+                    prompts[index] = self._prompt(requests[index].args[0], config.max_new_tokens)
 
             def written(batch: list[int], prompts=prompts, config=config) -> list[tuple[int, Generation]]:  # type: ignore[no-untyped-def]
                 chosen = [seeds[index] for index in batch]
-                done = generate(self.model, [prompts[i] for i in batch], config, seeds=chosen, packed=self.packed)
+                done = generate(self.model, [prompts[i] for i in batch], config, seeds=chosen, packed=packed)
                 return list(zip(batch, done, strict=True))
 
             ordered = sorted(indices, key=lambda index: -len(prompts[index]))
@@ -312,7 +373,8 @@ class ShardLM(TemplateLM):
                     for index, generation in done:
                         text = self.tokens.decode(generation.ids)
                         texts[index] = postprocess_generated_text(text, until, think_end_token=None)
-                        self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
+                        if not requests[index].args[1].get("do_sample"):
+                            self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
                     bar.update(len(done))
         bar.close()
         return texts
@@ -372,6 +434,28 @@ class ShardLM(TemplateLM):
             return self.max_batch_size, automatic[self._device.type]
         return min(int(self.batch_size), self.max_batch_size or int(self.batch_size)), None
 
+    # ------------------------------------------------------------------------------------------- cache
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Called with the cache of --use_cache. Raises HarnessError for answers of other weights or settings."""
+        super().set_cache_hook(cache_hook)
+        self._check_cache()
+
+    def _check_cache(self) -> None:
+        answers = self.cache_hook.dbdict
+        if answers is None:
+            return
+        settings = {
+            "tokenizer": self.tokens.fingerprint,
+            "max_length": self.max_length,
+            "max_gen_toks": self.max_gen_toks,
+            "add_bos_token": self.add_bos_token,
+        }
+        try:
+            check_origin(answers, answers.filename, self.model, settings)
+        except ConfigError as error:
+            raise HarnessError(str(error)) from None
+
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
@@ -396,12 +480,25 @@ def _or_one_sentence(exchange: Callable[..., R], *arguments: Any) -> R:
         raise HarnessError(str(error)) from None
 
 
+@contextmanager
+def _naming(request: Instance, index: int) -> Iterator[None]:
+    """Errors within get the document and the request that they are about."""
+    try:
+        yield
+    except ConfigError as error:
+        task = "" if request.task_name is None else f"task {request.task_name}, document {request.doc_id}, "
+        shown = ", ".join(textwrap.shorten(repr(text), 60) for text in request.args if isinstance(text, str))
+        raise HarnessError(f"{task}request {index if not task else request.idx} ({shown}): {error}") from None
+
+
 def _halving(batch: list[T], run: Callable[[list[T]], R], divide: Callable[[list[T]], list[list[T]]]) -> Iterator[R]:
     """What `run` makes of a batch; in parts, if memory runs out."""
     try:
         done = run(batch)
     except torch.OutOfMemoryError:
         parts = divide(batch)
+    except ConfigError as error:  # logits that are not finite, above all
+        raise HarnessError(str(error)) from None
     else:
         yield done
         return
@@ -427,18 +524,21 @@ def _divided(batch: list[Group]) -> list[list[Group]]:
 
 def _device(name: str | None, processes: Processes) -> torch.device:
     """The device asked for. The harness itself asks for cuda:0 when nobody does, so without CUDA that means the CPU."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise HarnessError(f"device={name} is not known; use cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if re.fullmatch(r"cuda(:\d+)?", name or "") and not torch.cuda.is_available():
         logger.warning(f"device={name}: this machine has no CUDA device; the CPU is used")
         return torch.device("cpu")
-    if device.type not in AUTO_TOKENS:
-        raise HarnessError(f"device={name} is not supported; use cpu, cuda or cuda:N")
+    device = pick_device(name or "auto", processes.local_rank)
     return torch.device("cuda", processes.local_rank) if device.type == "cuda" and processes.size > 1 else device
+
+
+def _as_it_is(model: Shard, device: str | None, dtype: str | None) -> Shard:
+    """A model of the caller's, which is neither moved nor converted."""
+    if device is not None and pick_device(device) != pick_device(model.device):
+        raise HarnessError(f"device={device}, but the Shard is on {model.device}; move it before, or leave device out")
+    stored = model.embed.W_E.dtype
+    if dtype not in (None, "auto") and _dtype(dtype, model.device) != stored:
+        raise HarnessError(f"dtype={dtype}, but the Shard has {stored}; convert it before, or leave dtype out")
+    return model
 
 
 def _dtype(name: str | None, device: torch.device) -> torch.dtype | None:
@@ -449,10 +549,12 @@ def _dtype(name: str | None, device: torch.device) -> torch.dtype | None:
     return DTYPES[name]
 
 
-def _tokenizer(file: str | None, model: Shard, checkpoint: Path) -> Tokenizer:
+def _tokenizer(file: str | None, model: Shard, path: Path | None) -> Tokenizer:
     """The one that the model was trained with: the checkpoint's own, or `file` if the checkpoint holds none."""
-    own = model.tokenizer
+    own, checkpoint = model.tokenizer, path or "the Shard"
     if file is None:
+        if own is None and path is None:
+            raise HarnessError("the Shard has no tokenizer; set model.tokenizer, or pass tokenizer=FILE")
         if own is None:
             raise HarnessError(f"{checkpoint} holds no tokenizer.json; pass tokenizer=FILE in model_args")
         return own

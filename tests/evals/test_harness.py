@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ pytest.importorskip("lm_eval")
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
+from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from real_items import QUESTIONS, ROOT, real_rows
@@ -174,11 +177,100 @@ def test_likelihoods_are_those_of_hf_for_awkward_requests_too(ours: ShardLM, the
     assert_same_likelihoods(ours, theirs, PAIRS)
 
 
-@pytest.mark.parametrize("texts", [["short", "longer, " * 30], ["far longer than the context, " * 100]])
-def test_rolling_likelihoods_are_those_of_hf(ours: ShardLM, theirs: HFLM, texts: list[str]) -> None:
-    requests = asked("loglikelihood_rolling", [(text,) for text in texts])
+ROLLING = [["short", "longer, " * 30], ["far longer than the context, " * 100], ["<|endoftext|>written out", ""]]
+
+
+@pytest.mark.parametrize("texts", ROLLING)
+def test_rolling_likelihoods_are_those_of_hf_where_it_reads_the_begin_of_document_token_once(
+    ours: ShardLM, formats: tuple[Path, Path], texts: list[str]
+) -> None:
+    requests = asked("loglikelihood_rolling", [(text,) for text in texts if text])
+    theirs = HFLM(pretrained=str(formats[1]), device="cpu", batch_size=8, add_bos_token=False)
     expected = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
     assert ours.loglikelihood_rolling(requests, disable_tqdm=True) == pytest.approx(expected, rel=1e-6, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "text", ["Hello world, this is a test.", "a", "\n\n", "  led by spaces", "naïve café 🐑", "<|endoftext|>"]
+)
+def test_a_document_is_scored_by_its_own_tokens_after_one_begin_of_document_token(
+    built_in: tuple[ShardLM, HFLM], text: str
+) -> None:
+    lm = built_in[0]
+    ids = [lm.tokens.bos_id, *lm.tokens.encode(text)]
+    with torch.no_grad():
+        chances = lm.model(torch.tensor([ids[:-1]]))[0].double().log_softmax(dim=-1)
+    expected = float(chances.gather(1, torch.tensor(ids[1:])[:, None]).sum())
+    (found,) = lm.loglikelihood_rolling(asked("loglikelihood_rolling", [(text,)]), disable_tqdm=True)
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    if text.startswith("Hello world"):
+        assert round(-found / math.log(2) / len(text.encode()), 2) == 1.97
+
+
+def test_a_document_without_text_has_nothing_to_be_surprised_by(ours: ShardLM) -> None:
+    assert ours.loglikelihood_rolling(asked("loglikelihood_rolling", [("",)]), disable_tqdm=True) == [0.0]
+
+
+# Contexts and continuations that no cut through the tokens of the joint text tells apart.
+GLUED = [
+    ("at", "ion"),
+    ("at", "ions of"),
+    ("th", "e"),
+    ("Answer: at", "ion"),
+    ("e", "\u0301"),
+    ("\U0001f468", "\u200d\U0001f469"),
+]
+BLANK = [
+    (" ", "word"),
+    ("   ", " word"),
+    ("\n", "word"),
+    ("\n\n\n", "word"),
+    ("\t ", "word"),
+    ("", "word"),
+    ("", "  "),
+    (" ", " "),
+]
+SPACED = [("Hello", " "), ("Hello", "   "), ("Hello", "\n\n"), ("Hello ", " there"), ("Hello\n", "\n")]
+
+
+@pytest.mark.parametrize("add_bos_token", [True, False])
+@pytest.mark.parametrize("pair", [*GLUED, *BLANK, *SPACED], ids=repr)
+def test_every_letter_of_a_continuation_is_scored_once_and_none_of_its_context(
+    built_in: tuple[ShardLM, HFLM], pair: tuple[str, str], add_bos_token: bool
+) -> None:
+    lm = copy.copy(built_in[0])
+    lm.add_bos_token = add_bos_token
+    context, continuation = pair
+    before, after = lm._encode_pair(*pair)
+    read = lm.tokens.decode([id for id in before if id != lm.tokens.bos_id])
+    assert read == context.rstrip()
+    assert read + lm.tokens.decode(after) == context + continuation
+    with torch.no_grad():
+        chances = lm.model(torch.tensor([[*before, *after][:-1]]))[0, len(before) - 1 :].double().log_softmax(dim=-1)
+    expected = float(chances.gather(1, torch.tensor(after)[:, None]).sum())
+    ((found, _),) = lm.loglikelihood(asked("loglikelihood", [pair]), disable_tqdm=True)
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_a_continuation_that_merges_with_its_context_is_scored_as_its_own_tokens(
+    built_in: tuple[ShardLM, HFLM],
+) -> None:
+    encode = built_in[0].tokens.encode
+    assert len(encode("ation")) == 1
+    assert built_in[0]._encode_pair("at", "ion") == (encode("at", bos=True), encode("ion"))
+
+
+@pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling", "generate_until"])
+def test_a_text_that_cannot_be_encoded_names_its_document_and_request(ours: ShardLM, kind: str) -> None:
+    half = "half a pair \ud83d"
+    arguments = {
+        "loglikelihood": ("Question:", half),
+        "loglikelihood_rolling": (half,),
+        "generate_until": (half, {"until": ["."], "max_gen_toks": 4}),
+    }[kind]
+    request = Instance(kind, {}, arguments, 2, metadata=("sums", 17, 1))  # type: ignore[arg-type]
+    with pytest.raises(HarnessError, match=r"^task sums, document 17, request 2 \(.*\): the text is not valid UTF-8"):
+        getattr(ours, kind)([request], disable_tqdm=True)
 
 
 def test_texts_are_those_of_hf_up_to_the_first_stop_text(ours: ShardLM, theirs: HFLM) -> None:
@@ -319,6 +411,68 @@ def test_an_interrupted_evaluation_goes_on_from_the_cache(
     assert calls == [2, 2, 2]
 
 
+ANSWERED = [
+    ("loglikelihood", ("Question:", " 42")),
+    ("loglikelihood_rolling", ("Some text.",)),
+    ("generate_until", ("Question:", {"until": ["."], "max_gen_toks": 5})),
+]
+
+
+@pytest.mark.parametrize(("kind", "arguments"), ANSWERED)
+def test_a_cache_of_other_weights_or_settings_is_refused(
+    formats: tuple[Path, Path], tmp_path: Path, kind: str, arguments: tuple[Any, ...]
+) -> None:
+    model = load(formats[0])
+    file = str(tmp_path / "cache.db")
+    first = getattr(CachingLM(ShardLM(model), file), kind)(asked(kind, [arguments]))
+    assert getattr(CachingLM(ShardLM(str(formats[0]), device="cpu"), file), kind)(asked(kind, [arguments])) == first
+    for name, value in {"max_length": 40, "add_bos_token": False, "max_gen_toks": 7}.items():
+        with pytest.raises(HarnessError, match=rf"cache\.db holds answers with {name}=.*, now it is {value}; name ano"):
+            CachingLM(ShardLM(model, **{name: value}), file)  # type: ignore[arg-type]
+    hooks = [("blocks.0.hook_resid_pre", lambda x, hook: 0 * x)]
+    with model.hooks(hooks), pytest.raises(HarnessError, match="hooks are attached to the model, and a cache cannot"):
+        CachingLM(ShardLM(model), file)
+    with torch.no_grad():
+        model.blocks[0].attn.W_O[1] = 0
+    with pytest.raises(
+        HarnessError, match=r"cache\.db holds the answers of other weights than this model's; name anoth"
+    ):
+        CachingLM(ShardLM(model), file)
+
+
+def test_weights_edited_after_the_cache_was_opened_are_noticed(formats: tuple[Path, Path], tmp_path: Path) -> None:
+    model = load(formats[0])
+    cached = CachingLM(ShardLM(model), str(tmp_path / "cache.db"))
+    with torch.no_grad():
+        model.blocks[0].attn.W_O[1] = 0
+    with pytest.raises(HarnessError, match="holds the answers of other weights"):
+        cached.loglikelihood(asked("loglikelihood", [("Question:", " 42")]))
+
+
+def test_a_cache_that_does_not_say_whose_answers_it_holds_is_refused(ours: ShardLM, tmp_path: Path) -> None:
+    cached = CachingLM(copy.copy(ours), str(tmp_path / "cache.db"))
+    cached.dbdict.clear()
+    cached.dbdict["an older file's answer"] = (-1.0, False)
+    with pytest.raises(HarnessError, match=r"cache\.db holds answers but does not say of which model; name another"):
+        CachingLM(copy.copy(ours), str(tmp_path / "cache.db"))
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"do_sample": True}, {"temperature": 1.0}, {"do_sample": True, "temperature": 0.8}]
+)
+def test_samples_are_never_replayed_from_a_cache(
+    formats: tuple[Path, Path], tmp_path: Path, sampling: dict[str, Any]
+) -> None:
+    def texts(seed: int) -> list[str]:
+        lm = CachingLM(ShardLM(str(formats[0]), device="cpu", seed=seed), str(tmp_path / "cache.db"))
+        kwargs = {"until": ["."], "max_gen_toks": 12, **sampling}
+        return lm.generate_until(asked("generate_until", [("Question:", dict(kwargs)) for _ in range(3)]))
+
+    first = texts(1)
+    assert texts(1) == first
+    assert texts(2) != first
+
+
 def test_a_sample_depends_on_its_question_not_on_the_process_that_writes_it(
     formats: tuple[Path, Path],
 ) -> None:
@@ -393,8 +547,8 @@ def test_a_long_continuation_is_greedy_where_all_of_its_windows_are(formats: tup
         ({"max_length": "long"}, "max_length='long' is no whole number"),
         ({"max_gen_toks": 0}, "max_gen_toks=0 is out of range; use at least 1"),
         ({"dtype": "int4"}, "dtype=int4 is not supported; use auto, float32"),
-        ({"device": "mps"}, "device=mps is not supported; use cpu, cuda"),
-        ({"device": "gpu"}, "device=gpu is not known; use cpu, cuda"),
+        ({"device": "meta"}, "device='meta': Shardscope runs on cpu, cuda and mps"),
+        ({"device": "gpu"}, "device='gpu' is no torch device; use auto, cpu, cuda"),
         ({"max_length": 0}, "max_length=0 is out of range"),
         ({"batch_size": "auto:many"}, "batch_size='auto:many' is no whole number"),
         ({"batch_size": "auto", "max_batch_size": 0}, "max_batch_size=0 is out of range"),
@@ -466,6 +620,7 @@ def test_paths_may_look_like_numbers(
     shutil.copy(formats[0] / "tokenizer.json", tmp_path / "5")
     monkeypatch.chdir(tmp_path)
     lm = ShardLM.create_from_arg_string("pretrained=2024,tokenizer=5", {"device": "cpu"})
+    assert lm.path is not None
     assert lm.path.name == "2024"
 
 
@@ -500,3 +655,119 @@ def test_an_empty_continuation_gets_one_sentence(formats: tuple[Path, Path], bat
 def test_a_chat_template_gets_one_sentence(ours: ShardLM) -> None:
     with pytest.raises(HarnessError, match="base model without a chat template"):
         ours.apply_chat_template([{"role": "user", "content": "hello"}])
+
+
+# ------------------------------------------------------------------------------------------------- a model in Python
+
+HEAD = "blocks.0.attn.hook_z"
+
+
+def without_head(z: torch.Tensor, hook: Any) -> torch.Tensor:
+    z = z.clone()
+    z[:, :, 1] = 0
+    return z
+
+
+def answers_of(lm: ShardLM) -> list[Any]:
+    return [getattr(lm, kind)(asked(kind, [arguments]), disable_tqdm=True) for kind, arguments in ANSWERED]
+
+
+def test_a_shard_in_memory_is_scored_as_its_checkpoint_is(formats: tuple[Path, Path], ours: ShardLM) -> None:
+    lm = ShardLM(pretrained=load(formats[0]))
+    assert answers_of(lm) == answers_of(ours)
+    assert lm.get_model_info()["model_checkpoint"] == "a Shard in memory"
+    by_dict = ShardLM.create_from_arg_obj({"pretrained": lm.model}, {"batch_size": 2})
+    assert by_dict.model is lm.model
+
+
+def test_an_edit_of_the_weights_counts_from_the_next_call_on(formats: tuple[Path, Path]) -> None:
+    lm = ShardLM(load(formats[0]))
+    before = answers_of(lm)
+    with torch.no_grad():  # each of the places from which packed weights are copied
+        lm.model.blocks[0].attn.W_Q.mul_(-1)
+        lm.model.W_U.mul_(0.5)
+    assert answers_of(lm) == answers_of(ShardLM(lm.model))
+    assert answers_of(lm)[:2] != before[:2]
+
+
+def test_hooks_ablate_heads_while_lm_eval_asks(formats: tuple[Path, Path]) -> None:
+    model = load(formats[0])
+    lm = ShardLM(model)
+    whole = answers_of(lm)
+    with model.hooks([(HEAD, without_head)]):
+        hooked = answers_of(lm)
+    assert answers_of(lm) == whole
+    with torch.no_grad():  # the same head, taken out of the weights
+        model.blocks[0].attn.W_O[1] = 0
+    edited = answers_of(lm)
+    assert hooked[0][0][0] == pytest.approx(edited[0][0][0], rel=1e-5)
+    assert hooked[1] == pytest.approx(edited[1], rel=1e-5)
+    assert hooked[2] == edited[2]
+    assert hooked[:2] != whole[:2]
+
+
+def test_simple_evaluate_takes_a_shard_also_while_a_head_is_ablated(
+    formats: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    sample = ROOT / "evals" / "sample"
+    (tmp_path / "choices.yaml").write_text(CHOICES.format(file=sample / "ai2_arc/ARC-Easy/test.jsonl"))
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    model = load(formats[0])
+
+    def logprobs(lm: Any) -> list[float]:
+        found = simple_evaluate(lm, tasks=["choices"], task_manager=manager, limit=3, bootstrap_iters=0)
+        assert found is not None
+        return [answer[0][0] for row in found["samples"]["choices"] for answer in row["resps"]]
+
+    plain = logprobs(ShardLM(model))
+    assert plain == pytest.approx(logprobs(ShardLM(str(formats[0]), device="cpu")), rel=1e-6)
+    with model.hooks([(HEAD, without_head)]):
+        assert logprobs(ShardLM(model)) != pytest.approx(plain, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "meta"}, "device='meta': Shardscope runs on cpu"),
+        ({"dtype": "bfloat16"}, "dtype=bfloat16, but the Shard has torch.float32; convert it before, or leave dtype"),
+        ({"tokenizer": "nowhere.json"}, "nowhere.json: no such tokenizer file"),
+    ],
+)
+def test_what_does_not_fit_a_shard_in_memory_gets_one_sentence(
+    formats: tuple[Path, Path], arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(HarnessError, match=message):
+        ShardLM(load(formats[0]), **arguments)
+
+
+def test_a_shard_without_a_tokenizer_gets_one_sentence(formats: tuple[Path, Path]) -> None:
+    model = load(formats[0])
+    model.tokenizer = None
+    with pytest.raises(HarnessError, match=r"the Shard has no tokenizer; set model\.tokenizer, or pass tokenizer=FILE"):
+        ShardLM(model)
+    assert ShardLM(model, tokenizer=str(formats[0] / "tokenizer.json")).tok_encode("42", False)
+
+
+@pytest.mark.parametrize(("kind", "arguments"), ANSWERED)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_model_that_computes_no_numbers_gets_one_sentence(
+    formats: tuple[Path, Path], kind: str, arguments: tuple[Any, ...], value: float
+) -> None:
+    lm = ShardLM(load(formats[0]))
+    with torch.no_grad():
+        lm.model.ln_final.w.fill_(value)
+    with pytest.raises(HarnessError, match="the model's logits are not finite"):
+        getattr(lm, kind)(asked(kind, [arguments]), disable_tqdm=True)
+
+
+def test_arguments_that_name_no_model_get_the_name_of_the_one_evaluated(formats: tuple[Path, Path]) -> None:
+    arguments: dict[str, Any] = {}
+    ShardLM.create_from_arg_obj(arguments, {"device": "cpu"})
+    assert arguments == {"pretrained": "shardscope/builtin"}
+    arguments = {"max_length": 64, "device": "cpu"}
+    ShardLM.create_from_arg_obj(arguments)
+    assert GeneralConfigTracker._get_model_name(arguments) == "shardscope/builtin"
+    named = {"pretrained": str(formats[0]), "device": "cpu"}
+    ShardLM.create_from_arg_obj(named)
+    assert named["pretrained"] == str(formats[0])

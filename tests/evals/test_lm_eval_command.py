@@ -123,17 +123,20 @@ def test_lm_eval_scores_a_shard_as_hf_does(
 
 
 @pytest.mark.slow
-def test_the_offline_command_of_the_docs_scores_the_built_in_model_as_it_is_written(environment: Environment) -> None:
+def test_the_offline_command_of_the_docs_scores_the_built_in_model_as_it_is_written(
+    environment: Environment, tmp_path: Path
+) -> None:
     kind, python = environment
     if kind == "editable":
         pytest.skip("what the tasks print does not depend on the install")
     lines = (ROOT / "docs" / "evaluation.md").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith("    lm_eval") and "eval_data=evals/sample" in line)
-    quick = ["--limit", "1", "--gen_kwargs", "max_gen_toks=8", "--device", "cpu"]
+    quick = ["--limit", "1", "--gen_kwargs", "max_gen_toks=8", "--device", "cpu", "--output_path", str(tmp_path)]
     done = lm_eval(python, ROOT, *shlex.split(line)[1:], *quick)
     assert done.returncode == 0, done.stderr
     tasks = yaml.safe_load((ROOT / "evals" / "shard.yaml").read_text())["task"]
     assert [name for name in tasks if not re.search(rf"\b{name} *\|", done.stdout)] == []
+    assert [folder.name for folder in tmp_path.iterdir()] == ["shardscope__builtin"]  # the results, by the model's name
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from apps.parts.caching import MAP_CELLS, cached_layer, cached_map, cached_score
 from apps.parts.heads import Cell, head_grid, viridis
 from apps.parts.heatmap import Side, heatmap
 from apps.parts.prompt import Asked, ask
+from apps.parts.text import in_a_sentence
 from apps.parts.tokens import drawn_part, token_strip
 from shardscope.config import LayerKind
 from shardscope.microscope import SCORES, HeadScores, LayerReading, PooledBand, find_heads
@@ -33,6 +34,7 @@ def page() -> None:
 
 
 @st.fragment
+@in_a_sentence
 def look_inside(asked: Asked) -> None:
     """Everything about attention; choosing a head redraws this part alone."""
     config, n_tokens = asked.opened.model.config, len(asked.ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 import pandas as pd
@@ -13,13 +13,13 @@ from apps.parts import address, exports
 from apps.parts.checkpoints import Opened, pick_checkpoint, run_of
 from apps.parts.continuing import Continuation, continue_prompts, sampling_controls
 from apps.parts.heads import OKABE_ITO
-from apps.parts.text import visible
+from apps.parts.logs import read_log
+from apps.parts.text import in_a_sentence, plain, visible
 from apps.parts.tokens import marked_text
 from shardscope.failures import CARD_PROMPTS, Labels, SuitePrompt, describe, label
 from shardscope.failures.labels import token_pieces
 from shardscope.generation import SamplingConfig
 from shardscope.tokenizer import Tokenizer
-from shardscope.train.metrics import read_metrics
 
 COLORS = {"no flag": "gray", "loop": "orange", "breakdown": "red"}
 STOPS = {"eos": "ended by the model", "length": "cut at the limit", "context": "the context is full", "stop": "stopped"}
@@ -43,6 +43,7 @@ def next_seed() -> None:
     st.session_state.seed += 1
 
 
+@in_a_sentence
 def draw_samples(opened: Opened, sampling: SamplingConfig) -> None:
     """Six cards that fill up while the model writes, and are judged when it has ended."""
     tokenizer = opened.model.tokenizer
@@ -106,12 +107,16 @@ def samples_cell(opened: Opened, sampling: SamplingConfig) -> str:
 def draw_probes(opened: Opened) -> None:
     """What training itself sampled from the same prompts, as the run went on."""
     run = run_of(opened)
-    samples = read_metrics(run, "sample") if run else []
+    lines, problem = read_log(run) if run else ([], "")
+    samples = [line for line in lines if line.get("kind") == "sample"]
     st.subheader("While it was trained", anchor=False)
+    if problem:
+        st.warning(f"What it logged cannot be read: {plain(problem)}.")
+        return
     if run is None or not samples:
         st.caption("Its training logged no samples; `train.sample_every` makes it do so.")
         return
-    table = pd.DataFrame(samples)[["step", "prompt", "output", "failure"]]
+    table = probe_table(samples)
     counts = table.groupby(["step", "failure"]).size().reset_index(name="samples")
     bars = (
         alt.Chart(counts)
@@ -125,18 +130,32 @@ def draw_probes(opened: Opened) -> None:
     )
     left, right = st.columns([2, 3], gap="medium")
     left.altair_chart(bars.properties(height=280), width="stretch")
-    shown = table.assign(prompt=table["prompt"].map(visible), output=table["output"].map(visible))
-    right.dataframe(shown.iloc[::-1], hide_index=True, height=280)
+    right.dataframe(table.iloc[::-1], hide_index=True, height=280)
     exports.buttons(
         "training samples",
         f"shardscope-{opened.fingerprint}-training-samples",
         lambda: (
             "from pathlib import Path\n\nfrom shardscope.train.metrics import read_metrics\n\n"
             f'samples = read_metrics(Path({str(exports.relative(run))!r}), "sample")\n'
-            "[(sample['step'], sample['prompt'], sample['output'], sample['failure']) for sample in samples]\n"
+            "names = ('step', 'prompt', 'output', 'failure')\n[tuple(map(sample.get, names)) for sample in samples]\n"
         ),
         lambda: table,
     )
+
+
+def probe_table(samples: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    """A line for each logged sample; what a line lacks, or holds as something else than text, is said in its place."""
+    return pd.DataFrame(
+        [
+            {"step": sample["step"], **{name: _logged_text(sample, name) for name in ("prompt", "output", "failure")}}
+            for sample in samples
+        ]
+    )
+
+
+def _logged_text(sample: Mapping[str, object], name: str) -> str:
+    value = sample.get(name)
+    return visible(value) if isinstance(value, str) else f"no {name} logged"
 
 
 def cards(number: int) -> list[DeltaGenerator]:

@@ -16,7 +16,7 @@ from apps.parts.caching import cached_scores, cached_scores_of
 from apps.parts.checkpoints import run_of
 from apps.parts.heads import OKABE_ITO, Head, head_grid
 from apps.parts.prompt import Asked, ask
-from apps.parts.text import plain, sentence
+from apps.parts.text import in_a_sentence, plain, sentence
 from shardscope.checkpoint import list_checkpoints
 from shardscope.config import ConfigError, LayerKind
 from shardscope.microscope import SCORES, HeadScores, find_heads
@@ -34,6 +34,7 @@ def page() -> None:
 
 
 @st.fragment
+@in_a_sentence
 def search(asked: Asked) -> None:
     st.subheader("Search", anchor=False)
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -187,10 +188,8 @@ def draw_training(asked: Asked, followed: Sequence[Head], by: str) -> None:
         return
     if not st.toggle(f"Read all {len(checkpoints)} checkpoints of {plain(run.name)}", key="follow"):
         return
-    try:
-        table = training_table(asked, thinned(checkpoints, MOST_STEPS), followed, by)
-    except ConfigError as error:
-        st.error(sentence(error))
+    table = training_table(asked, thinned(checkpoints, MOST_STEPS), followed, by)
+    if table.empty:
         return
     chart = (
         alt.Chart(table)
@@ -213,12 +212,20 @@ def draw_training(asked: Asked, followed: Sequence[Head], by: str) -> None:
 
 
 def training_table(asked: Asked, checkpoints: Sequence[Path], followed: Sequence[Head], by: str) -> pd.DataFrame:
-    """A line for each followed head and checkpoint: its score on the prompt that is shown."""
+    """A line for each followed head and checkpoint: its score on the prompt that is shown.
+
+    A checkpoint that cannot be read is a line on the page, and missing here.
+    """
     rows = []
     place = st.empty()
     for done, path in enumerate(checkpoints):
         place.progress(done / len(checkpoints), f"Reading {plain(path.name)} …")
-        for score in cached_scores_of(path, asked.ids):
+        try:
+            scores = cached_scores_of(path, asked.ids)
+        except ConfigError as error:
+            st.warning(sentence(error))
+            continue
+        for score in scores:
             if (score.layer, score.head) in followed:
                 step, value = int(path.name.removeprefix("step-")), float(getattr(score, by))
                 rows.append({"step": step, "head": _name(score.layer, score.head), "score": value})

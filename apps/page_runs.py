@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
-from typing import Any
+from typing import Any, TypeGuard
 
 import altair as alt
 import numpy as np
@@ -15,12 +16,13 @@ import pandas as pd
 import streamlit as st
 
 from apps.parts import address, exports
-from apps.parts.checkpoints import MAKE_ONE, below, start_folders
+from apps.parts.checkpoints import FAILURES, MAKE_ONE, below, real, start_folders
 from apps.parts.heads import OKABE_ITO
-from apps.parts.text import plain
-from shardscope.config import ConfigError, Recipe
+from apps.parts.logs import logged_at, read_log
+from apps.parts.text import plain, visible
+from shardscope.config import Recipe
 from shardscope.files import read_json
-from shardscope.train.metrics import FILE, read_metrics
+from shardscope.train.metrics import FILE
 from shardscope.train.run import RECIPE, run_status
 from shardscope.train.schedule import decay_start, lr_factor
 
@@ -114,28 +116,33 @@ def find_runs(folders: Sequence[Path]) -> dict[str, Run]:
     """Name to run, the one that logged last first."""
     found: dict[str, Run] = {}
     for folder in folders:
-        for path in below(folder.resolve(), (RECIPE, FILE)):
-            name = path.name if path.name not in found else str(path)
+        for path in below(real(folder), (RECIPE, FILE)):
+            name = visible(path.name)
+            name = name if name not in found else visible(str(path))
             try:
                 found[name] = Run(name, path, Recipe.from_dict(read_json(path / RECIPE)))
-            except ConfigError as error:
+            except (*FAILURES, RecursionError) as error:
                 found[name] = Run(name, path, None, str(error))
-    return dict(sorted(found.items(), key=lambda item: -_logged_at(item[1])))
+    return dict(sorted(found.items(), key=lambda item: -logged_at(item[1].folder)))
 
 
 def state(run: Run) -> dict[str, Any]:
-    """A line of the table: how far the run is, and how well it does."""
+    """A line of the table: how far the run is, and how well it does, or why its files cannot be read."""
     lines, evaluations = logged(run, "train"), logged(run, "eval")
     events = [line["event"] for line in logged(run, "event") if line.get("event") not in (None, "skipped step")]
-    last, quiet = events[-1] if events else "no line yet", time() - _logged_at(run)
+    last, quiet = visible(str(events[-1])) if events else "no line yet", time() - logged_at(run.folder)
     steps = run.recipe.schedule.steps if run.recipe else 0
+    if run.recipe is None:
+        last = f"{last}; its recipe cannot be read"
+    if problem := read_log(run.folder)[1]:
+        last = problem
     return {
         "run": run.name,
         "state": last if last != "start" else "running" if quiet < LIVE else "stopped",
         "step": f"{lines[-1]['step'] if lines else 0:,} of {steps:,}",
-        "cross-entropy": lines[-1].get("cross_entropy") if lines else None,
+        "cross-entropy": number(lines[-1].get("cross_entropy")) if lines else None,
         "held-out bits per byte": values(evaluations[-1], "bits_per_byte").get("all") if evaluations else None,
-        "tokens a second": lines[-1].get("tokens_per_second") if lines else None,
+        "tokens a second": number(lines[-1].get("tokens_per_second")) if lines else None,
         "seconds since its last line": round(quiet),
     }
 
@@ -186,30 +193,38 @@ def values(line: Mapping[str, Any], curve: str) -> dict[str, float]:
     if line["kind"] == "eval":
         found = {name: scores.get(EVAL_FIELD[curve]) for name, scores in line.items() if isinstance(scores, Mapping)}
     elif line["kind"] == "sentinel":
-        pairs = line.get("matrices", {}).values()
-        found = {"worst matrix": min((low / high for low, high in pairs if high and low is not None), default=None)}
+        matrices = line.get("matrices")
+        pairs = [pair for pair in matrices.values() if is_pair(pair)] if isinstance(matrices, Mapping) else []
+        found = {"worst matrix": min((low / high for low, high in pairs), default=None)}
     else:
         found = {"training": line.get(curve)}
-    # A number that was not finite is null in the file.
-    return {name: float(x) for name, x in found.items() if isinstance(x, (int, float)) and np.isfinite(x)}
+    numbers = {visible(name): number(value) for name, value in found.items()}
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+def number(value: object) -> float | None:
+    """A finite number; None for anything else. One that was not finite is null in the file."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None
+
+
+def is_pair(value: object) -> TypeGuard[tuple[float, float]]:
+    """Whether a matrix has its smallest and its largest singular value, as [low, high]."""
+    return isinstance(value, list) and len(value) == 2 and None not in map(number, value) and value[1] != 0
 
 
 def fork_step(run: Run) -> int:
     """The step of the checkpoint that the run began from; 0 for a run from nothing."""
     # Later starts resume from the run's own checkpoints.
     first: dict[str, Any] = next((line for line in logged(run, "event") if line.get("event") == "start"), {})
-    step = re.fullmatch(r"step-(\d+)", Path(first.get("started_from") or "").name)
+    step = re.fullmatch(r"step-(\d+)", Path(str(first.get("started_from") or "")).name)
     return int(step[1]) if step else 0
 
 
 def logged(run: Run, kind: str) -> list[dict[str, Any]]:
     """The lines of one kind in the run's metrics.jsonl, as they are now."""
-    return [line for line in _lines(str(run.folder), _logged_at(run)) if line.get("kind") == kind]
-
-
-@st.cache_resource(max_entries=32, show_spinner=False)
-def _lines(folder: str, changed: float) -> list[dict[str, Any]]:
-    return read_metrics(Path(folder))
+    return [line for line in read_log(run.folder)[0] if line.get("kind") == kind]
 
 
 def draw_plan(run: Run, runs: Mapping[str, Run], expanded: bool) -> None:
@@ -218,7 +233,12 @@ def draw_plan(run: Run, runs: Mapping[str, Run], expanded: bool) -> None:
         if run.recipe is None:
             st.error(f"Its recipe cannot be read: {plain(run.problem)}.")
             return
-        st.markdown(story(run, runs))
+        try:
+            told = story(run, runs)
+        except FAILURES as error:
+            st.error(f"How far it came cannot be read: {plain(str(error))}.")
+            return
+        st.markdown(told)
         left, right = st.columns(2, gap="medium")
         rate = alt.Chart(rate_plan(run.recipe)).mark_line(color=OKABE_ITO[0])
         left.altair_chart(
@@ -294,10 +314,7 @@ def rate_plan(recipe: Recipe) -> pd.DataFrame:
 
 def mixture_plan(recipe: Recipe) -> pd.DataFrame:
     total = sum(source.weight for source in recipe.data.sources)
-    rows = [{"source": s.name, "share": s.weight / total, "path": s.path} for s in recipe.data.sources]
+    rows = [
+        {"source": visible(s.name), "share": s.weight / total, "path": visible(s.path)} for s in recipe.data.sources
+    ]
     return pd.DataFrame(rows)
-
-
-def _logged_at(run: Run) -> float:
-    file = run.folder / FILE
-    return file.stat().st_mtime if file.exists() else 0.0

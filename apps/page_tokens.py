@@ -16,7 +16,7 @@ from apps.parts.caching import alone, cached
 from apps.parts.continuing import continue_without
 from apps.parts.heads import Cell, Head, blue_orange, head_grid
 from apps.parts.prompt import Asked, ask
-from apps.parts.text import on_one_line, visible
+from apps.parts.text import in_a_sentence, on_one_line, visible
 from apps.parts.tokens import token_strip
 from shardscope.microscope import (
     AblationEffect,
@@ -44,6 +44,7 @@ def page() -> None:
 
 
 @st.fragment
+@in_a_sentence
 def look_at_tokens(asked: Asked) -> None:
     n_tokens = len(asked.ids)
     if not 0 < st.session_state.query < n_tokens:

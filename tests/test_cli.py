@@ -380,7 +380,7 @@ def test_explore_starts_streamlit_on_the_explorer_with_the_folders(
     [server, *_] = [words[: words.index("--")] for words in started]
     assert server[1:4] == ["-m", "streamlit", "run"]
     assert Path(server[4]).is_file()
-    assert "--server.port=8600" in server
+    assert {"--server.port=8600", "--browser.gatherUsageStats=false", "--server.enableXsrfProtection=true"} <= {*server}
     assert [words[words.index("--") + 1 :] for words in started] == [
         [str(checkpoint.BUILT_IN), "runs"],
         [str(tiny_checkpoint), "."],

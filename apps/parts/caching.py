@@ -64,9 +64,10 @@ def _watched(words: str, work: Callable[[Report], Result]) -> Result:
         def report(share: float, said: str) -> None:
             bar.progress(min(max(share, 0.0), 1.0), said)
 
-        found = work(report)
-    place.empty()
-    return found
+        try:
+            return work(report)
+        finally:
+            place.empty()
 
 
 class PartialReading:

@@ -13,14 +13,21 @@ from threading import Lock
 import streamlit as st
 import torch
 
-from apps.parts.text import plain
+from apps.parts.text import plain, visible
 from shardscope import Shard, load
 from shardscope.checkpoint import BUILT_IN, CONFIG, RUNS, STATE, TOKENIZER, WEIGHTS
-from shardscope.files import read_json
+from shardscope.config import ConfigError
+from shardscope.files import read_json, regular_file
 
 DEPTH = 4
+MOST_TRIED = 8  # broken checkpoints that are passed over for one that opens
+MOST_STEPS = 2**53  # beyond which a step is no number of a run
 MAKE_ONE = "train one in a few minutes with `make demo`, or start the explorer with a folder of checkpoints: "
 MAKE_ONE += "`streamlit run apps/explorer.py -- FOLDER`"
+
+
+# What a stranger's files may make of opening them.
+FAILURES = (ValueError, OSError, RuntimeError, KeyError, TypeError, OverflowError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -42,17 +49,17 @@ def start_folders() -> list[Path]:
 
 def find_checkpoints(folders: list[Path]) -> dict[str, Path]:
     """Name to folder of every checkpoint below `folders`: folder by folder, the newest of each first. Links that lead
-    elsewhere are not followed."""
+    elsewhere are not followed, and names that are not UTF-8 have their bytes written out."""
     found: dict[str, Path] = {}
     place: dict[str, int] = {}
     for number, folder in enumerate(folders):
-        root = folder.resolve()
+        root = real(folder)
         for path in below(root, (WEIGHTS, CONFIG)):
             if path in found.values():  # named by itself, too
                 continue
             inside = [part for part in path.relative_to(root).parts if part != "checkpoints"]
-            name = "built-in" if root == BUILT_IN.resolve() else "/".join([root.name, *inside])
-            name = str(path) if name in found else name
+            name = "built-in" if root == real(BUILT_IN) else visible("/".join([root.name, *inside]))
+            name = visible(str(path)) if name in found else name
             found[name], place[name] = path, number
     return dict(sorted(found.items(), key=lambda item: (place[item[0]], -weights_age(item[1]), item[0])))
 
@@ -71,7 +78,7 @@ def pick_checkpoint() -> Opened | None:
         if asked and same is None:
             st.warning(f"{plain(asked)} is not among the checkpoints that this explorer was started with.")
             _forget_fingerprint()
-        st.session_state.checkpoint = same or next(iter(found))
+        st.session_state.checkpoint = same or _first_that_opens(found)
     elif not _holds(found[asked], st.session_state.fingerprint) and (same := _named_otherwise(found)) is not None:
         # The name has been given to another checkpoint since; the fingerprint says which one was meant.
         st.info(f"{plain(asked)} holds another checkpoint now; the one that the address means is {plain(same)}.")
@@ -103,8 +110,8 @@ def _named_otherwise(found: dict[str, Path]) -> str | None:
 def try_to_open(name: str, path: Path) -> Opened | None:
     """The checkpoint; None, with one sentence on the page, when it is broken, foreign or without a tokenizer."""
     try:
-        opened = open_checkpoint(name, str(path), written(path))
-    except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
+        opened = open_checkpoint(name, os.fsencode(path), written(path))
+    except FAILURES as error:
         st.error(f"{plain(name)} cannot be opened: {plain(str(error))}")
         return None
     if opened.model.tokenizer is None:
@@ -113,14 +120,31 @@ def try_to_open(name: str, path: Path) -> Opened | None:
     return opened
 
 
+def _first_that_opens(found: dict[str, Path]) -> str:
+    """The first that can be shown, with a line on the page for each that was passed over; the first if none can."""
+    problems = []
+    for name, path in list(found.items())[:MOST_TRIED]:
+        try:
+            if open_checkpoint(name, os.fsencode(path), written(path)).model.tokenizer is not None:
+                break
+            problems.append(f"{plain(name)} has no tokenizer.")
+        except FAILURES as error:
+            problems.append(f"{plain(name)} cannot be opened: {plain(str(error))}")
+    else:
+        return next(iter(found))
+    for problem in problems:
+        st.warning(problem)
+    return name
+
+
 def _forget_fingerprint() -> None:
     st.session_state.fingerprint = ""
 
 
 @st.cache_resource(max_entries=2, show_spinner="Opening the checkpoint …")
-def open_checkpoint(name: str, path: str, changed: tuple[int, ...]) -> Opened:
-    folder = Path(path)
-    return Opened(name, folder, fingerprint(folder), _step(folder), load(path, device()), Lock())
+def open_checkpoint(name: str, path: bytes, changed: tuple[int, ...]) -> Opened:
+    folder = Path(os.fsdecode(path))  # in bytes, because a name that is not UTF-8 is no key for a cache
+    return Opened(name, folder, fingerprint(folder), _step(folder), load(folder, device()), Lock())
 
 
 def device() -> str:
@@ -132,22 +156,25 @@ def fingerprint(folder: Path) -> str:
 
     The same weights mean something else with another window or another vocabulary.
     """
-    return _digest(str(folder), written(folder))
+    return _digest(os.fsencode(folder), written(folder))
 
 
 @st.cache_data(max_entries=256, show_spinner=False)
-def _digest(folder: str, changed: tuple[int, ...]) -> str:
+def _digest(folder: bytes, changed: tuple[int, ...]) -> str:
     digests = []
     for name in (WEIGHTS, CONFIG, TOKENIZER):
-        if (file := Path(folder) / name).exists():
-            with file.open("rb") as opened:
+        if os.path.lexists(file := Path(os.fsdecode(folder)) / name):
+            with regular_file(file).open("rb") as opened:
                 digests.append(f"{name} {hashlib.file_digest(opened, 'sha256').hexdigest()}")
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:12]
 
 
 def _holds(folder: Path, wanted: str) -> bool:
     """Whether a checkpoint, under whatever name, is the one whose fingerprint an address holds."""
-    return bool(wanted) and (folder / WEIGHTS).exists() and fingerprint(folder) == wanted
+    try:
+        return bool(wanted) and os.path.exists(folder / WEIGHTS) and fingerprint(folder) == wanted
+    except (OSError, ConfigError):  # a pipe or a folder in the place of a file
+        return False
 
 
 def run_of(opened: Opened) -> Path | None:
@@ -173,9 +200,10 @@ def describe(opened: Opened) -> str:
 
 def below(folder: Path, signs: tuple[str, ...], depth: int = DEPTH) -> list[Path]:
     """Folders that hold one of the files `signs`, whole or broken, at most `depth` levels down. No link is followed."""
-    if any((folder / sign).exists() for sign in signs):
+    # os.path, because a Path raises where a folder may not be entered.
+    if any(os.path.lexists(folder / sign) for sign in signs):
         return [folder]
-    if depth == 0 or not folder.is_dir():
+    if depth == 0 or not os.path.isdir(folder):
         return []
     try:
         inside = [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
@@ -197,13 +225,23 @@ def written(path: Path) -> tuple[int, ...]:
 
 
 def _age(file: Path) -> int:
-    return file.stat().st_mtime_ns if file.exists() else 0
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def real(folder: Path) -> Path:
+    """The folder without links on the way to it; links that lead in a circle stay, and then hold nothing."""
+    return Path(os.path.realpath(folder))
 
 
 def _step(path: Path) -> int | None:
     """The step of a checkpoint, from its training state, its notes, or its folder's name."""
     for file in (path / STATE, path / CONFIG):
-        if file.exists() and isinstance(step := read_json(file).get("step"), int):
-            return step
+        if os.path.lexists(file):
+            step = read_json(file).get("step")
+            if isinstance(step, int) and 0 <= step < MOST_STEPS:
+                return step
     match = re.fullmatch(r"step-(\d+)", path.name)
     return int(match[1]) if match else None

@@ -11,8 +11,8 @@ from apps.parts import address
 from apps.parts.checkpoints import Opened, pick_checkpoint
 from apps.parts.continuing import Continuation, continue_prompts, sampling_controls
 from apps.parts.text import sentence, visible
+from shardscope.config import ConfigError
 from shardscope.generation import SamplingConfig
-from shardscope.model import PromptError
 from shardscope.model.prompts import token_rows
 from shardscope.tokenizer import Tokenizer
 
@@ -59,15 +59,15 @@ def ask() -> Asked | None:
         st.info("The prompt is empty; write something for the model to continue.")
         address.publish()
         return None
-    ids = tuple(tokenizer.encode(prompt, bos=True))
     try:
+        ids = tuple(tokenizer.encode(prompt, bos=True))
         token_rows(opened.model, ids)
-    except PromptError as error:
+        with written:
+            new = _continued(opened, ids, sampling) if sampling else Continuation()
+    except ConfigError as error:
         st.error(sentence(error))
         address.publish()
         return None
-    with written:
-        new = _continued(opened, ids, sampling) if sampling else Continuation()
     return Asked(opened, tokenizer, prompt, sampling, len(ids), new, (*ids, *new.ids))
 
 

@@ -33,7 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     sys.stdout.flush()
     command = [
         *(sys.executable, "-m", "streamlit", "run", str(resource("apps") / "explorer.py")),
-        *(f"--server.port={arguments.port}", "--browser.gatherUsageStats=false", "--"),
+        *(f"--server.port={arguments.port}", "--browser.gatherUsageStats=false"),
+        *("--server.enableXsrfProtection=true", "--"),
         *map(str, folders),
     ]
     # In its own process image: the explorer decides how PyTorch's threads wait before PyTorch is imported.

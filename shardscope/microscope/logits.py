@@ -91,6 +91,7 @@ class Residuals:
         for x in self.x:
             pieces = zip(x[rows].split(LENS_ROWS), tokens.split(LENS_ROWS), strict=True)
             parts = [_read_out(model, piece, token, top) for piece, token in pieces]
+            check_finite_activations(*(entropy for _, _, entropy, _, _ in parts))
             layers.append([torch.cat(column) for column in zip(*parts, strict=True)])
         return LogitLens(tuple(places), *(torch.stack(column).cpu().numpy() for column in zip(*layers, strict=True)))
 
@@ -164,12 +165,14 @@ def attribution(
     z = torch.stack([held[f"blocks.{layer}.attn.hook_z"] for layer in range(config.n_layers)])
     mlps = torch.stack([held[f"blocks.{layer}.hook_mlp_out"] for layer in range(config.n_layers)])
     written = einsum(W_O, readout, "layer head d_head d_model, d_model -> layer head d_head")
+    heads = einsum(z, written, "layer head d_head, layer head d_head -> layer head")
+    check_finite_activations(heads, mlps @ readout)
     return Attribution(
         position=position,
         token=token,
         against=against,
         embed=float(held["hook_embed"] @ readout),
-        heads=einsum(z, written, "layer head d_head, layer head d_head -> layer head").cpu().numpy(),
+        heads=heads.cpu().numpy(),
         mlps=(mlps @ readout).cpu().numpy(),
         logit=float(hidden[0, -1].float() @ direction),
     )

@@ -121,7 +121,9 @@ def address(run: Path) -> Iterator[str]:
     with server.explorer(run.parent, log=log) as address:
         yield address
     said = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text())
-    assert "Traceback" not in said, said[said.find("Traceback") :][-4000:]
+    # A page that is closed while its socket opens is a traceback of the web server's, and no error of the explorer's.
+    gone = re.findall(r"^\s*starlette\.websockets\.WebSocketDisconnected:", said, re.MULTILINE)
+    assert said.count("Traceback") == len(gone), said[said.find("Traceback") :][-4000:]
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +275,7 @@ def choose(page, box: str, option: str) -> None:
 
 
 def test_the_page_names_the_layer_kind_and_follows_a_change_of_layer(page, address: str) -> None:
-    opened(page, address, **ASKED)
+    opened(page, address, **ASKED, layer=0, head=0)
     assert heading(page, "Layer 0") == f"Layer 0 · sliding, window {WINDOW} · head 0"
     picture = page.get_by_role("application", name=re.compile("Attention of layer 0, sliding, window"))
     picture.wait_for()
@@ -483,7 +485,7 @@ def test_an_interaction_sends_less_than_300_kilobytes(page, address: str, watch:
 def test_the_map_is_above_the_fold_of_a_small_laptop(chromium, address: str) -> None:
     page = chromium.new_page(viewport={"width": 1280, "height": 800})
     page.set_default_timeout(60_000)
-    opened(page, address, **ASKED)
+    opened(page, address, **ASKED, layer=0, head=0)
     picture = shown(page, "layer0-head0-mean").bounding_box()
     page.close()
     assert picture["y"] <= 800 - 300

@@ -1,0 +1,60 @@
+"""The explorer's server: for this machine alone, silent, and closed to pages of other sites."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("streamlit", reason="the explorer needs the [app] extra")
+
+import server
+
+NAME = "shard.example.org"
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Of an explorer that is told the name by which a proxy is reached, as docs/explorer.md says."""
+    folder = tmp_path_factory.mktemp("served")
+    os.environ["STREAMLIT_BROWSER_SERVER_ADDRESS"] = NAME
+    try:
+        with server.explorer(folder, log=folder / "server.log") as address:
+            yield int(address.rpartition(":")[2])
+    finally:
+        del os.environ["STREAMLIT_BROWSER_SERVER_ADDRESS"]
+
+
+def answer(port: int, origin: str) -> str:
+    """The status of the answer to a page of `origin` that opens the explorer's websocket."""
+    request = (
+        f"GET /_stcore/stream HTTP/1.1\r\nHost: {NAME}\r\nOrigin: {origin}\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    with socket.create_connection(("localhost", port), timeout=60) as connection:
+        connection.sendall(request.encode())
+        return connection.recv(4096).decode(errors="replace").split("\r\n")[0]
+
+
+def test_a_proxy_reaches_it_under_its_name_and_a_page_of_another_site_does_not(port: int) -> None:
+    assert "101" in answer(port, f"https://{NAME}")
+    assert "101" in answer(port, f"http://localhost:{port}")
+    assert "403" in answer(port, "https://evil.example")
+
+
+def test_only_this_machine_can_open_it(port: int) -> None:
+    listening = [
+        line.split()[1]
+        for table in ("/proc/net/tcp", "/proc/net/tcp6")
+        if Path(table).exists()
+        for line in Path(table).read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and line.split()[1].endswith(f":{port:04X}")
+    ]
+    if not listening:
+        pytest.skip("this system does not list its sockets")
+    this_machine = re.compile(r"0100007F:|0{24}01000000:")
+    assert [where for where in listening if not this_machine.match(where)] == []

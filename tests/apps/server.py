@@ -32,7 +32,11 @@ def explorer(*folders: Path, log: Path) -> Iterator[str]:
         yield address
     finally:
         server.terminate()
-        server.wait(timeout=20)
+        try:
+            server.wait(timeout=60)
+        except subprocess.TimeoutExpired:  # it waits for pages that are still being drawn
+            server.kill()
+            server.wait()
 
 
 def _wait(url: str, server: subprocess.Popen, log: Path, seconds: float = 60) -> None:

@@ -482,6 +482,17 @@ def test_an_interaction_sends_less_than_300_kilobytes(page, address: str, watch:
     assert received("layer2-head3-q1000-1192-k700-892") < 80_000
 
 
+@pytest.mark.parametrize(
+    "name", ["http://evil.example/a", "www.evil.example", "mail@evil.example", ":material/home:", ":smile:"]
+)
+def test_a_name_in_an_address_is_neither_a_link_nor_a_picture(page, address: str, name: str) -> None:
+    opened(page, address, "failures", checkpoint=name, sample_tokens=1)
+    warning = page.get_by_role("alert").filter(has_text="is not among the checkpoints")
+    warning.wait_for()
+    assert warning.locator("a").count() == 0
+    assert warning.inner_text().replace("\u2060", "").find(name) >= 0
+
+
 def test_the_map_is_above_the_fold_of_a_small_laptop(chromium, address: str) -> None:
     page = chromium.new_page(viewport={"width": 1280, "height": 800})
     page.set_default_timeout(60_000)

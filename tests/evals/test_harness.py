@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -724,6 +726,17 @@ def test_simple_evaluate_takes_a_shard_also_while_a_head_is_ablated(
     assert plain == pytest.approx(logprobs(ShardLM(str(formats[0]), device="cpu")), rel=1e-6)
     with model.hooks([(HEAD, without_head)]):
         assert logprobs(ShardLM(model)) != pytest.approx(plain, rel=1e-6)
+
+
+def test_the_pages_example_in_python_runs_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^    from lm_eval import .*?(?=^\S)", page, flags=re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    exec(textwrap.dedent(example), {})
+    assert 0 < float(capsys.readouterr().out.splitlines()[-1]) < 20
 
 
 @pytest.mark.parametrize(

@@ -113,13 +113,17 @@ def test_ablating_the_induction_heads_ends_the_copying(trained_model: Shard) -> 
     ids = torch.cat([torch.zeros(1, dtype=torch.long), unit.repeat(3)])
     scores = head_scores(read(trained_model, ids))
     copiers = [(score.layer, score.head) for score in find_heads(scores, "induction") if score.induction > 0.1]
-    others = [(score.layer, score.head) for score in scores if score.induction < 0.02][: len(copiers)]
     assert copiers
-    assert others
-    assert ablation_effect(trained_model, ids, copiers).loss_change > 1
-    assert ablation_effect(trained_model, ids, copiers).loss_change > 2 * abs(
-        ablation_effect(trained_model, ids, others, "mean").loss_change
-    )
+    without = ablation_effect(trained_model, ids, copiers)
+    assert without.loss_change > 1
+    # The first copy has nothing to repeat: it is the later ones whose predictions change.
+    assert without.kl[13:].mean() > 2 * without.kl[:12].mean()
+    # Layers below hold the other half of the circuit, the heads that induction heads read from; which heads they are
+    # depends on rounding. From the first induction head's layer on, all the other heads together matter less.
+    first = min(layer for layer, _ in copiers)
+    others = {(score.layer, score.head) for score in scores if score.layer >= first} - set(copiers)
+    if others:
+        assert without.loss_change > 2 * abs(ablation_effect(trained_model, ids, sorted(others)).loss_change)
 
 
 def test_hooks_are_gone_after_an_ablation_also_when_it_raises(tiny_model: Shard) -> None:

@@ -1,6 +1,6 @@
 r"""Whether two formulas have the same value. Both are evaluated at a few points; nothing is executed.
 
-A point gives every letter a complex number of its own. What is rational is computed exactly, the rest in
+A point gives every letter but e and i a complex number of its own. What is rational is computed exactly, the rest in
 float64. The parser knows numbers, Latin and Greek letters, + - * / ^, implied products, mixed numbers, brackets,
 roots, fractions, |x| and a few functions. Two numbers side by side (`2 3`) are no product, and have no value.
 """
@@ -11,6 +11,7 @@ import cmath
 import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from math import factorial
 from random import Random
 from string import ascii_letters
 from typing import Any
@@ -19,6 +20,7 @@ Number = Fraction | complex
 Value = Callable[[Mapping[str, complex]], Number]  # of the point at which it is evaluated
 
 LARGEST = 10_000  # bits of a power that is computed exactly
+LARGEST_FACTORIAL = 3_000
 _ROUNDING = 1e-13  # of what a sum is made of; a smaller sum is zero
 
 _FUNCTIONS: dict[str, Callable[[Any], Number]] = {
@@ -37,14 +39,16 @@ _FUNCTIONS: dict[str, Callable[[Any], Number]] = {
 }
 _GREEK = ("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "varphi", "omega", "rho", "tau", "infty")
 _SYMBOLS = (*ascii_letters, *_GREEK)
-_TOKEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+|\\[a-zA-Z]+|[a-zA-Z]|[-+*/^()\[\]{}|])")
+_TOKEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+|\\[a-zA-Z]+|[a-zA-Z]|[-+*/^()\[\]{}|!])")
 # `\frac 1 2` is `\frac12`, and `1 1/2` is 1.5.
 _SPACED_FRACTION = re.compile(r"(\\frac\s*\d)\s+(?=\d)")
 _MIXED_NUMBER = re.compile(r"(?<![\d./^])(\d+)\s+(\d+/\d+)(?!\s*[\d./^])")
 _SIDE_BY_SIDE = re.compile(r"[\d.]\s+[\d.]|\.\d*\.")
 _SIMPLE_FRACTION = re.compile(r"\\frac(?:\{\d+\}|\d)(?:\{\d+\}|\d)")
 _POINTS = [
-    {symbol: complex(draw.uniform(-2, 2), draw.uniform(-2, 2)) for symbol in _SYMBOLS} for draw in map(Random, range(3))
+    {symbol: complex(draw.uniform(-2, 2), draw.uniform(-2, 2)) for symbol in _SYMBOLS}
+    | {"i": 1j, "e": complex(cmath.e)}
+    for draw in map(Random, range(3))
 ]
 
 
@@ -53,6 +57,16 @@ def same_value(left: str, right: str) -> bool:
     try:
         first, second = _Parser(left).whole(), _Parser(right).whole()
         return all(_close(first(point), second(point)) for point in _POINTS)
+    except (SyntaxError, ArithmeticError, ValueError, RecursionError):
+        return False
+
+
+def same_equation(left: tuple[str, str], right: tuple[str, str]) -> bool:
+    """Whether the differences of two equations' sides are proportional, as of `x - y = 1` and `2y = 2x - 2`."""
+    try:
+        first, second = (_binary("-", _Parser(one).whole(), _Parser(other).whole()) for one, other in (left, right))
+        ratios = [_binary("/", first, second)(point) for point in _POINTS]
+        return abs(ratios[0]) > 0 and all(_close(complex(ratios[0]), complex(ratio)) for ratio in ratios)
     except (SyntaxError, ArithmeticError, ValueError, RecursionError):
         return False
 
@@ -120,6 +134,9 @@ class _Parser:
 
     def power(self) -> Value:
         base = self.mixed_number() or self.atom()
+        while self.peek() == "!":
+            self.take()
+            base = _factorial(base)
         return _binary("^", base, self.exponent()) if self.peek() == "^" else base
 
     def exponent(self) -> Value:
@@ -148,6 +165,10 @@ class _Parser:
             return lambda _: complex(cmath.pi)
         if token == "\\frac":
             return _binary("/", self.argument(), self.argument())
+        if token == "\\binom":
+            above, below = self.argument(), self.argument()
+            rest = _factorial(_binary("-", above, below))
+            return _binary("/", _factorial(above), _binary("*", _factorial(below), rest))
         if token == "\\sqrt":
             return self.root()
         if token == "\\" + name and name in _FUNCTIONS:
@@ -195,6 +216,16 @@ def _binary(operator: str, left: Value, right: Value) -> Value:
             return lambda point: _power(left(point), right(point))
 
 
+def _factorial(value: Value) -> Value:
+    def of(point: Mapping[str, complex]) -> Number:
+        number = value(point)
+        if not isinstance(number, Fraction) or number.denominator != 1 or not 0 <= number <= LARGEST_FACTORIAL:
+            raise ValueError(f"only whole numbers up to {LARGEST_FACTORIAL} have a factorial here")
+        return Fraction(factorial(number.numerator))
+
+    return of
+
+
 def _sum(a: Number, b: Number) -> Number:
     return _rounded(a + b, max(_size(a), _size(b)))
 
@@ -210,10 +241,10 @@ def _size(number: Number) -> Fraction | float:
 
 
 def _power(base: Number, exponent: Number) -> Number:
-    if _size(exponent) > 1000:
-        raise OverflowError("an exponent beyond 1000")
     if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
         bits = max(base.numerator.bit_length(), base.denominator.bit_length())
         if bits * abs(exponent) > LARGEST:
             raise OverflowError(f"a power of more than {LARGEST} bits")
+    elif _size(exponent) > 1000:
+        raise OverflowError("an exponent beyond 1000")
     return base**exponent

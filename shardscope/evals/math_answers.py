@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+from shardscope.evals.math_solutions import boxed
 from shardscope.evals.math_values import same_equation, same_value
 
 LONGEST = 300  # characters; the longest gold answer of MATH has 81. Beyond, only the same text is the same answer.
@@ -108,31 +109,6 @@ _SHORT_UNITS = {
     "min",
     "day",
 }
-
-
-def boxed(text: str) -> str | None:
-    """What stands in the last `\\boxed{…}` of a solution, its braces balanced."""
-    start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
-    if start < 0:
-        return None
-    depth, begin = 0, text.index("{", start) + 1
-    for at in range(begin - 1, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
-        if depth == 0:
-            return text[begin:at]
-    return None
-
-
-def final_answer(text: str) -> str:
-    """The answer that a worked solution ends in: what is boxed, or follows "answer is", or the last formula or line."""
-    if (found := boxed(text)) is not None:
-        return found
-    if stated := re.findall(r"answer is:?\s*([^\n]*?)(?:\.\s|\.?$|\.?\n)", text, flags=re.IGNORECASE):
-        return stated[-1]
-    if formulas := re.findall(r"\$([^$]+)\$", text):
-        return formulas[-1]
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
 
 
 def equivalent(answer: str, gold: str) -> bool:

@@ -66,7 +66,7 @@ def same_equation(left: tuple[str, str], right: tuple[str, str]) -> bool:
     try:
         first, second = (_binary("-", _Parser(one).whole(), _Parser(other).whole()) for one, other in (left, right))
         ratios = [_binary("/", first, second)(point) for point in _POINTS]
-        return abs(ratios[0]) > 0 and all(_close(complex(ratios[0]), complex(ratio)) for ratio in ratios)
+        return _size(ratios[0]) > 0 and all(_close(complex(ratios[0]), complex(ratio)) for ratio in ratios)
     except (SyntaxError, ArithmeticError, ValueError, RecursionError):
         return False
 

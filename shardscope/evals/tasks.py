@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from shardscope.evals import arith
 from shardscope.evals.harness import HarnessError
-from shardscope.evals.math_answers import boxed, equivalent, final_answer
+from shardscope.evals.math_answers import equivalent
+from shardscope.evals.math_solutions import boxed, final_answer
 
 if TYPE_CHECKING:
     from datasets import Dataset

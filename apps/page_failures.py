@@ -1,4 +1,4 @@
-"""Failures: the model card's six prompts, continued live, each with what is wrong with it and where."""
+"""Failures: prompts continued live; one sample with what is wrong with it and where; the X-ray of one that loops."""
 
 from __future__ import annotations
 
@@ -7,35 +7,49 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import pandas as pd
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
 from apps.parts import address, exports
+from apps.parts.caching import cached
 from apps.parts.checkpoints import Opened, pick_checkpoint, run_of
 from apps.parts.continuing import Continuation, continue_prompts, sampling_controls
-from apps.parts.heads import OKABE_ITO
+from apps.parts.flags import COLORS, count, draw_flags, evidence, hue, judge
 from apps.parts.logs import read_log
-from apps.parts.text import in_a_sentence, plain, visible
+from apps.parts.text import on_one_line, plain, sentence, visible
 from apps.parts.tokens import marked_text
-from shardscope.failures import CARD_PROMPTS, Labels, SuitePrompt, describe, label
-from shardscope.failures.labels import token_pieces
+from apps.parts.xray import Looping, draw_xray, of_row, sampling_lines
+from shardscope.config import ConfigError
+from shardscope.failures import CARD_PROMPTS, Labels, SuitePrompt, describe, for_model, load_suite
 from shardscope.generation import SamplingConfig
-from shardscope.tokenizer import Tokenizer
+from shardscope.model import PromptError
 
-COLORS = {"no flag": "gray", "loop": "orange", "breakdown": "red"}
+SUITES = {
+    "card": "the card's six",
+    "math": "math",
+    "code": "code",
+    "prose": "prose",
+    "retrieval": "retrieval (long)",
+}
 STOPS = {"eos": "ended by the model", "length": "cut at the limit", "context": "the context is full", "stop": "stopped"}
+LONGEST_PROMPT = 1200  # characters of a prompt that are drawn, its last ones
+IN_THE_LIST = 60  # characters of a prompt in the list of samples
 
 
 def page() -> None:
     opened = pick_checkpoint()
     if opened is None:
         return
-    with st.form("sample", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
+    with st.form("sampled", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
+        address.one_of("suite", list(SUITES))
+        st.selectbox("Prompts", list(SUITES), key="suite", format_func=SUITES.__getitem__, width=170)
         sampling = sampling_controls("sample_tokens", fewest=1)
         st.form_submit_button("Sample", type="primary")
         st.form_submit_button("Next seed", on_click=next_seed)
     assert sampling is not None, "at least one token is sampled"
+    try:
+        draw_samples(opened, sampling)
+    except (PromptError, ConfigError) as error:
+        st.error(sentence(error))
     address.publish()
-    draw_samples(opened, sampling)
     draw_probes(opened)
 
 
@@ -43,64 +57,182 @@ def next_seed() -> None:
     st.session_state.seed += 1
 
 
-@in_a_sentence
+def prompts_of(opened: Opened, suite: str) -> list[SuitePrompt]:
+    """The prompts of a suite that fit into the model's context, each written out for it."""
+
+    def chosen(prompt: SuitePrompt) -> bool:
+        return prompt.skill != "card" and (prompt.domain if prompt.retrieval is None else "retrieval") == suite
+
+    def write() -> list[SuitePrompt]:
+        wanted = CARD_PROMPTS if suite == "card" else [prompt for prompt in load_suite() if chosen(prompt)]
+        return for_model(wanted, opened.model, room=1)
+
+    return cached("prompts", (opened.fingerprint, suite), 16, "", lambda _: write())
+
+
 def draw_samples(opened: Opened, sampling: SamplingConfig) -> None:
-    """Six cards that fill up while the model writes, and are judged when it has ended."""
+    """A table that appears when the model has written, and the sample that is looked at."""
     tokenizer = opened.model.tokenizer
     assert tokenizer is not None
-    summary = st.empty()
-    boxes = cards(len(CARD_PROMPTS))
-    prompts = tuple(tuple(tokenizer.encode(prompt.text, bos=True)) for prompt in CARD_PROMPTS)
-    if (longest := max(map(len, prompts))) > opened.model.config.n_ctx:
-        summary.error(
-            f"The longest of the six prompts has {longest} tokens and this model's context holds "
-            f"{opened.model.config.n_ctx}; choose another checkpoint."
+    suite: str = st.session_state.suite
+    prompts = prompts_of(opened, suite)
+    if not prompts:
+        st.error(
+            f"None of these prompts fits into this model's context of {opened.model.config.n_ctx} tokens; "
+            "choose other prompts or another checkpoint."
         )
         return
+    ids = tuple(tuple(tokenizer.encode(prompt.text, bos=True)) for prompt in prompts)
+    bar = st.empty()
     samples: list[Continuation] = []
-    for samples in continue_prompts(opened, prompts, sampling):
-        summary.progress(
-            sum(len(sample.ids) for sample in samples) / (len(samples) * sampling.max_new_tokens), "Sampling …"
-        )
-        for row, (prompt, sample) in enumerate(zip(CARD_PROMPTS, samples, strict=True)):
-            boxes[row].code(visible(prompt.text + sample.text), language=None, wrap_lines=True)
-    judged = [judge(prompt, sample, tokenizer) for prompt, sample in zip(CARD_PROMPTS, samples, strict=True)]
-    summary.markdown(count(judged))
-    for row, (prompt, sample, labels) in enumerate(zip(CARD_PROMPTS, samples, judged, strict=True)):
-        with boxes[row].container():
-            draw_sample(row, prompt, sample, labels, tokenizer)
+    for samples in continue_prompts(opened, ids, sampling):
+        written = sum(len(sample.ids) for sample in samples)
+        bar.progress(min(1.0, written / (len(samples) * sampling.max_new_tokens)), "Sampling …")
+    bar.empty()
+    judged = cached(
+        "labels",
+        (opened.fingerprint, ids, tuple(samples)),
+        16,
+        "",
+        lambda _: [judge(prompt, sample, tokenizer) for prompt, sample in zip(prompts, samples, strict=True)],
+    )
+    look_at_samples(opened, sampling, prompts, ids, samples, judged)
+
+
+@st.fragment
+def look_at_samples(
+    opened: Opened,
+    sampling: SamplingConfig,
+    prompts: Sequence[SuitePrompt],
+    ids: Sequence[tuple[int, ...]],
+    samples: Sequence[Continuation],
+    judged: Sequence[Labels],
+) -> None:
+    names = [prompt.id for prompt in prompts]
+    address.one_of("sample", names)
+
+    def choose() -> None:
+        if rows := st.session_state[table_key].selection.rows:
+            st.session_state.sample = names[rows[0]]
+
+    suite: str = st.session_state.suite
+    table_key = f"table of {suite}"
+    st.markdown(count(judged))
+    table = sample_table(prompts, samples, judged)
+    shown = table.map(lambda value: on_one_line(value) if isinstance(value, str) else value)
+    st.dataframe(
+        shown,
+        hide_index=True,
+        height=min(36 * len(shown) + 38, 290),
+        key=table_key,
+        on_select=choose,
+        selection_mode="single-row",
+        column_config={"failure": None, "tokens": st.column_config.NumberColumn(width=60)},
+    )
     exports.buttons(
         "samples",
         f"shardscope-{opened.fingerprint}-samples",
-        lambda: samples_cell(opened, sampling),
-        lambda: sample_table(samples, judged),
+        lambda: samples_cell(opened, sampling, suite),
+        lambda: table,
+    )
+    listed = {name: f"{name} · {on_one_line(p.text)[-IN_THE_LIST:]}" for name, p in zip(names, prompts, strict=True)}
+    name = st.selectbox("Sample", names, key="sample", format_func=listed.__getitem__)
+    row = names.index(name)
+    looping = Looping(opened, prompts[row], samples[row], ids[row], of_row(sampling, row))
+    stay_with(looping)
+    draw_sample(looping, judged[row])
+    if judged[row].loop is not None:
+        draw_xray(looping)
+    address.publish()
+
+
+def stay_with(shown: Looping) -> None:
+    """What was found out about one sample is not asked of the next by itself; only an address asks at once."""
+    if st.session_state.setdefault("explained", shown.key) != shown.key:
+        st.session_state.update(explained=shown.key, cause=False, without=False)
+
+
+def draw_sample(shown: Looping, labels: Labels) -> None:
+    """One sample, with every flag's words coloured in the text and its false-alarm rate below."""
+    prompt, sample, tokenizer = shown.prompt, shown.sample, shown.opened.model.tokenizer
+    assert tokenizer is not None
+    before = prompt.text if len(prompt.text) <= LONGEST_PROMPT else "… " + prompt.text[-LONGEST_PROMPT:]
+    with st.container(border=True):
+        marked_text(before, sample.text, evidence(sample, labels, tokenizer), key="sample text")
+    draw_flags(labels)
+    right = f" · a right answer would hold {' or '.join(prompt.gold)}" if prompt.gold else ""
+    st.caption(f"{describe(labels)} · {len(sample.ids)} tokens, {STOPS[sample.stop_reason or 'length']}{plain(right)}")
+    exports.buttons(
+        "sample",
+        shown.file_name("flags"),
+        lambda: sample_cell(shown),
+        lambda: flag_table(shown, labels),
     )
 
 
-def sample_table(samples: Sequence[Continuation], judged: Sequence[Labels]) -> pd.DataFrame:
-    """A line for each of the six prompts."""
-    rows = zip(CARD_PROMPTS, samples, judged, strict=True)
+def flag_table(shown: Looping, labels: Labels) -> pd.DataFrame:
+    """A line for each flag of a sample, with the words of the output that it is about."""
+    tokenizer = shown.opened.model.tokenizer
+    assert tokenizer is not None
+    flags = [
+        {"flag": words, "from": start, "to": end, "text": shown.sample.text[start:end]}
+        for start, end, _, words in evidence(shown.sample, labels, tokenizer)
+    ]
+    return pd.DataFrame(flags, columns=["flag", "from", "to", "text"])
+
+
+def sample_cell(shown: Looping) -> str:
+    """A cell that samples and labels one prompt again."""
+    choices = f"domain={shown.prompt.domain!r}, gold={shown.prompt.gold!r}"
+    return (
+        exports.loading(shown.opened)
+        + sampling_lines(shown.prompt, shown.sampling)
+        + (
+            "from shardscope.failures import describe, label\n\n"
+            "generation = generate(model, prompt, sampling)\n"
+            f"labels = label(generation, {choices})\n"
+            "generation.text, describe(labels), labels.flags\n"
+        )
+    )
+
+
+def sample_table(
+    prompts: Sequence[SuitePrompt], samples: Sequence[Continuation], judged: Sequence[Labels]
+) -> pd.DataFrame:
+    """A line for each prompt."""
     return pd.DataFrame(
         [
             {
-                "prompt": p.text,
-                "output": s.text,
+                "prompt": prompt.text,
+                "output": sample.text,
                 "failure": labels.primary,
                 "flags": describe(labels),
-                "tokens": len(s.ids),
+                "tokens": len(sample.ids),
             }
-            for p, s, labels in rows
+            for prompt, sample, labels in zip(prompts, samples, judged, strict=True)
         ]
     )
 
 
-def samples_cell(opened: Opened, sampling: SamplingConfig) -> str:
-    """A cell that samples and labels the six prompts again."""
+def samples_cell(opened: Opened, sampling: SamplingConfig, suite: str) -> str:
+    """A cell that samples and labels the prompts again."""
     choices = f"temperature={sampling.temperature}, top_p={sampling.top_p}, seed={sampling.seed}"
+    if suite == "card":
+        return exports.loading(opened) + (
+            "from shardscope.failures import describe, sample_card\n\n"
+            f"samples = sample_card(model, max_new_tokens={sampling.max_new_tokens}, {choices})\n"
+            "[(sample.prompt.text, sample.generation.text, describe(sample.labels)) for sample in samples]\n"
+        )
+    wanted = "p.retrieval is not None" if suite == "retrieval" else f"p.domain == {suite!r} and p.retrieval is None"
     return exports.loading(opened) + (
-        "from shardscope.failures import describe, sample_card\n\n"
-        f"samples = sample_card(model, max_new_tokens={sampling.max_new_tokens}, {choices})\n"
-        "[(sample.prompt.text, sample.generation.text, describe(sample.labels)) for sample in samples]\n"
+        "from shardscope.failures import describe, for_model, label, load_suite\n"
+        "from shardscope.generation import SamplingConfig, generate\n\n"
+        f'chosen = [p for p in load_suite() if p.skill != "card" and {wanted}]\n'
+        "prompts = for_model(chosen, model, room=1)\n"
+        f"sampling = SamplingConfig(max_new_tokens={sampling.max_new_tokens}, {choices})\n"
+        "samples = generate(model, [p.text for p in prompts], sampling)\n"
+        "labels = [label(s, domain=p.domain, gold=p.gold) for p, s in zip(prompts, samples)]\n"
+        "[(p.text, s.text, describe(found)) for p, s, found in zip(prompts, samples, labels)]\n"
     )
 
 
@@ -124,7 +256,7 @@ def draw_probes(opened: Opened) -> None:
         .encode(
             x=alt.X("step:O"),
             y=alt.Y("samples:Q", axis=alt.Axis(tickMinStep=1)),
-            color=alt.Color("failure:N", scale=alt.Scale(range=OKABE_ITO)),
+            color=alt.Color("failure:N", scale=alt.Scale(domain=list(COLORS), range=list(map(hue, COLORS)))),
             tooltip=["step", "failure", "samples"],
         )
     )
@@ -156,50 +288,3 @@ def probe_table(samples: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 def _logged_text(sample: Mapping[str, object], name: str) -> str:
     value = sample.get(name)
     return visible(value) if isinstance(value, str) else f"no {name} logged"
-
-
-def cards(number: int) -> list[DeltaGenerator]:
-    """Bordered boxes in rows of two, which fold into one column on a phone."""
-    boxes = []
-    for _ in range(0, number, 2):
-        for column in st.columns(2):
-            boxes.append(column.container(border=True, height="stretch").empty())
-    return boxes[:number]
-
-
-def judge(prompt: SuitePrompt, sample: Continuation, tokenizer: Tokenizer) -> Labels:
-    return label(
-        sample.text,
-        prompt=prompt.text,
-        ids=sample.ids,
-        stop_reason=sample.stop_reason or "length",
-        domain=prompt.domain,
-        gold=prompt.gold,
-        tokenizer=tokenizer,
-    )
-
-
-def count(judged: Sequence[Labels]) -> str:
-    """How many samples fail in which way, as Markdown."""
-    words = [labels.primary for labels in judged]
-    return " ".join(badge(word, f"{words.count(word)} {word}") for word in sorted(set(words), key=words.index))
-
-
-def badge(word: str, text: str) -> str:
-    return f":{COLORS.get(word, 'violet')}-badge[{text}]"
-
-
-def draw_sample(row: int, prompt: SuitePrompt, sample: Continuation, labels: Labels, tokenizer: Tokenizer) -> None:
-    right = f" · a right answer would hold {' or '.join(prompt.gold)}" if prompt.gold else ""
-    st.markdown(badge(labels.primary, labels.primary))
-    marked_text(prompt.text, sample.text, evidence(sample, labels, tokenizer), key=f"sample {row}")
-    st.caption(f"{describe(labels)} · {len(sample.ids)} tokens, {STOPS[sample.stop_reason or 'length']}{right}")
-
-
-def evidence(sample: Continuation, labels: Labels, tokenizer: Tokenizer) -> tuple[int, int] | None:
-    """The characters of the output that the primary failure, else the first suspicion, is about."""
-    flags = sorted(labels.flags, key=lambda flag: (flag.failure != labels.primary, flag.suspect))
-    if not flags:
-        return None
-    pieces = token_pieces(sample.ids, tokenizer)
-    return sum(map(len, pieces[: flags[0].start])), sum(map(len, pieces[: flags[0].end]))

@@ -90,6 +90,11 @@ CHOICES: dict[str, tuple[Any, Callable[[str], Any]]] = {
     # Runs
     "runs": ([], read_names),
     "curve": ("cross_entropy", str),
+    # Failures
+    "suite": ("card", str),
+    "sample": ("card-1", str),
+    "cause": (False, "True".__eq__),
+    "without": (False, "True".__eq__),
 }
 
 

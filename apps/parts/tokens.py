@@ -6,12 +6,15 @@ Both put strangers' text into the page with `textContent`, never as HTML or Mark
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import streamlit as st
 
 from apps.parts.text import visible
+
+Span = tuple[int, int, str, str]  # characters from … to, colour, words
 
 LONGEST_STRIP = 480  # tokens
 WORTH_NAMING = 0.002  # of a query's attention: what a token far off must have to be named
@@ -34,18 +37,22 @@ _MARKED_CSS = """
 .marked { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.55; unicode-bidi: plaintext;
           font-family: var(--st-code-font); font-size: 0.9rem; color: var(--st-text-color); }
 .marked .prompt { opacity: 0.65; }
-.marked mark { color: inherit; border-radius: 3px; padding: 1px 0;
-               background: color-mix(in srgb, #e07b00 32%, transparent); border-bottom: 2px solid #e07b00; }
+.marked mark { color: inherit; border-radius: 3px; padding: 1px 0; border-bottom: 2px solid var(--flag);
+               background: color-mix(in srgb, var(--flag) 30%, transparent); }
 """
 
 _MARKED_JS = """
 export default function ({ data, parentElement }) {
   const root = parentElement.querySelector(".marked");
   root.replaceChildren(
-    ...data.pieces.map(([kind, text]) => {
+    ...data.pieces.map(([kind, text, color, title]) => {
       const piece = document.createElement(kind === "mark" ? "mark" : "span");
       piece.className = kind;
       piece.textContent = text;
+      if (kind === "mark") {
+        piece.style.setProperty("--flag", color);
+        piece.title = title;
+      }
       return piece;
     })
   );
@@ -110,8 +117,21 @@ def _choose_query() -> None:
         st.session_state.query = int(clicked)
 
 
-def marked_text(prompt: str, output: str, span: tuple[int, int] | None, key: str) -> None:
-    """Draw a prompt and its output; characters span[0] … span[1] - 1 of the output are marked."""
-    start, end = span or (0, 0)
-    pieces = [("prompt", prompt), ("output", output[:start]), ("mark", output[start:end]), ("output", output[end:])]
-    _marked(key=key, data={"pieces": [(kind, visible(text)) for kind, text in pieces if text]})
+def marked_text(prompt: str, output: str, spans: Sequence[Span], key: str) -> None:
+    """Draw a prompt and its output, in which each span of characters has its colour and, under the pointer, its words.
+
+    Where spans overlap, the first of them gives the colour and all give their words.
+    """
+    shown = [("prompt", prompt, "", ""), *pieces(output, spans)]
+    _marked(key=key, data={"pieces": [(kind, visible(text), *flag) for kind, text, *flag in shown if text]})
+
+
+def pieces(output: str, spans: Sequence[Span]) -> list[tuple[str, str, str, str]]:
+    """The output cut where spans begin and end: kind, text, colour, words."""
+    cuts = sorted({0, len(output), *(min(at, len(output)) for start, end, *_ in spans for at in (start, end))})
+    cut = []
+    for start, end in pairwise(cuts):
+        over = [span for span in spans if span[0] <= start and end <= span[1]]
+        color, words = (over[0][2], ", ".join(span[3] for span in over)) if over else ("", "")
+        cut.append(("mark" if over else "output", output[start:end], color, words))
+    return cut

@@ -38,7 +38,10 @@ PICTURES: dict[str, tuple[str, dict[str, object], str, str, int, str]] = {
     "tokens": ("tokens", {"query": 79, "ablate": "3.0"}, "[data-shows=attribution]", "", 1280, "light"),
     "heads": ("heads", {**RUN, "by": "previous", "follow": True}, ".vega-embed", "", 1280, "dark"),
     "runs": ("runs", {"curve": "bits_per_byte"}, ".vega-embed", "", 1280, "light"),
-    "failures": ("failures", {"sample_tokens": 96}, ".marked", "", 1280, "light"),
+    "failures": (
+        "failures", {"temperature": 0.0, "sample": "card-5", "cause": True, "without": True}, ".marked >> nth=2", "",
+        1280, "light",
+    ),
     "phone": ("attention", {"layer": 0, "head": 1, "map": "band"}, "[data-shows^=pattern]", MAP, 390, "dark"),
 }  # fmt: skip
 

@@ -17,18 +17,18 @@ import torch
 pytest.importorskip("streamlit", reason="the explorer needs the [app] extra")
 
 
-from apps.page_failures import evidence, judge
 from apps.parts.address import PACKED, pack, unpack
 from apps.parts.caching import PartialReading
 from apps.parts.checkpoints import Opened
 from apps.parts.continuing import Continuation
 from apps.parts.exports import table_svg
+from apps.parts.flags import COLORS, evidence, judge, trust
 from apps.parts.heatmap import CODES, Side, spans, visible_squares
 from apps.parts.heatmap import pack as pack_weights
 from apps.parts.text import plain, visible
-from apps.parts.tokens import furthest
+from apps.parts.tokens import furthest, pieces
 from shardscope import load
-from shardscope.failures import SuitePrompt
+from shardscope.failures import ORDER, SuitePrompt
 from shardscope.microscope import read
 from shardscope.tokenizer import Tokenizer
 
@@ -47,8 +47,25 @@ def test_the_evidence_is_the_span_that_the_label_names(
     sample = Continuation(tuple(tiny_tokenizer.encode(words)), words, "length")
     labels = judge(SuitePrompt(text="So", domain="prose"), sample, tiny_tokenizer)
     assert labels.primary == failure
-    start, end = evidence(sample, labels, tiny_tokenizer) or (0, 0)
-    assert marked in words[start:end]
+    spans = evidence(sample, labels, tiny_tokenizer)
+    cut = pieces(words, spans)
+    assert "".join(text for _, text, *_ in cut) == words
+    assert [words[start:end].strip() for start, end, *_ in spans[:1]] == [marked.strip()] * bool(marked)
+    assert all(trust(flag, labels).endswith("%)") for flag in labels.flags)
+
+
+def test_overlapping_spans_keep_the_first_ones_colour_and_all_words() -> None:
+    assert pieces("abcdef", [(2, 4, "red", "breakdown"), (1, 9, "blue", "drift?")]) == [
+        ("output", "a", "", ""),
+        ("mark", "b", "blue", "drift?"),
+        ("mark", "cd", "red", "breakdown, drift?"),
+        ("mark", "ef", "blue", "drift?"),
+    ]
+
+
+def test_no_label_is_green_and_each_has_a_colour() -> None:
+    assert set(COLORS) == {"no flag", *ORDER}
+    assert "green" not in COLORS.values()
 
 
 def test_markdown_in_a_sentence_is_escaped() -> None:

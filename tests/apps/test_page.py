@@ -208,25 +208,31 @@ def taken_away(page, name: str) -> Iterator[object]:
     """What opens below a view: its notebook cell and its files."""
     button = page.locator(f".st-key-take-{name.replace(' ', '-')} button").first
     opened = page.locator("[data-testid=stPopoverBody]")
-    # So does a click that comes while the page is drawn anew.
+    closed(page, opened)
+    # A click that comes while the page is drawn anew goes astray.
     for _ in range(6):
         button.click()
         try:
             opened.locator("code").wait_for(timeout=10_000)
             break
         except sync_api.TimeoutError:
-            page.keyboard.press("Escape")
+            closed(page, opened)
     opened.locator("code").wait_for()
     yield opened
-    # Escape goes astray where nothing in the popover has the focus any more.
-    for _ in range(20):
+    closed(page, opened)
+
+
+def closed(page, opened) -> None:
+    """Escape until nothing is open; it goes astray where nothing in the popover has the focus any more."""
+    for _ in range(40):
+        if opened.count() == 0:
+            return
         page.keyboard.press("Escape")
         try:
-            opened.wait_for(state="detached", timeout=1_500)
-            return
+            opened.first.wait_for(state="detached", timeout=1_500)
         except sync_api.TimeoutError:
             page.mouse.click(3, 300)
-    opened.wait_for(state="detached")
+    raise AssertionError("a popover stays open")
 
 
 def saved(page, button: str) -> bytes:
@@ -312,10 +318,16 @@ def test_a_click_in_the_overview_chooses_the_head(page, address: str) -> None:
     opened(page, address, **ASKED)
     grid = shown(page, "pattern of 16 heads")
     assert grid.locator("section.sliding button").count() == grid.locator("section.global button").count() == 8
-    grid.get_by_role("button", name="layer 3 global, head 2").click()
+    chosen = grid.get_by_role("button", name="layer 3 global, head 2")
+    chosen.click()
     assert heading(page, "head 2") == "Layer 3 · global · head 2"
-    for key in ("ArrowUp", "ArrowLeft", "Enter"):
+    # The grid is drawn anew with the choice: keys count from then on.
+    sync_api.expect(chosen).to_have_attribute("aria-pressed", "true", timeout=60_000)
+    chosen.focus()
+    for key in ("ArrowUp", "ArrowLeft"):
         page.keyboard.press(key)
+    sync_api.expect(grid.get_by_role("button", name="layer 1 global, head 1")).to_be_focused(timeout=60_000)
+    page.keyboard.press("Enter")
     assert heading(page, "head 1") == "Layer 1 · global · head 1"
 
 

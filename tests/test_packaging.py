@@ -120,7 +120,9 @@ def test_the_sample_is_scored_and_lm_eval_finds_the_tasks(installed: Path, tmp_p
     tasks = run(["shardscope", "eval", "--tasks-path"], tmp_path, installed).strip()
     assert str(installed.parents[1]) in tasks
     words = ["--model", "shard", "--tasks", "shard_arc_easy", "--include_path", tasks, "--limit", "2"]
-    said = run(["lm_eval", *words, "--metadata", f"eval_data={tasks}/sample"], tmp_path, installed)
+    said = run(
+        [str(installed), "-m", "lm_eval", *words, "--metadata", f"eval_data={tasks}/sample"], tmp_path, installed
+    )
     assert "shard_arc_easy" in said.split("Tasks")[-1]
 
 

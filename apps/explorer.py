@@ -18,8 +18,8 @@ from PIL import Image
 if (above := str(Path(__file__).resolve().parents[1])) not in sys.path:
     sys.path.insert(0, above)
 
-# PyTorch's threads shall wait for each other asleep: while they spin, a browser on the same two cores makes a map take
-# 0.63 s instead of 0.24. This is read when PyTorch is imported, that is below.
+# As `import shardscope` does, but the pages import PyTorch first, and it reads this then: while its threads spin, a
+# browser on the same two cores makes a map take 0.63 s instead of 0.24.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from apps import page_attention, page_failures, page_heads, page_runs, page_tokens

@@ -13,6 +13,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("SHARDSCOPE_EVAL_DATA", ROOT / ".." / "shared" / "data" / "eval")).resolve()
 
+MATH_SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+
 QUESTIONS = [
     ("What is 23 + 19?", "42"),
     ("Which of these melts when it is left in the sun on a warm day?", "a block of ice from the freezer"),

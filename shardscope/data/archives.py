@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from shardscope.config import ConfigError
 
@@ -115,15 +115,6 @@ def _only_member(packed: BinaryIO) -> Any:
     if len(members) != 1:
         raise Unreadable(f"it is a zip of {len(members)} files; unpack it, a zip is read if it holds one file")
     return archive.open(members[0])
-
-
-class _Decompressor(Protocol):
-    """One compressed stream, as `lzma` and `bz2` do it."""
-
-    eof: bool
-    unused_data: bytes
-
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
 
 
 class _Streams:

@@ -5,20 +5,10 @@ from itertools import pairwise
 from random import Random
 
 import pytest
-from real_items import real_rows
+from real_items import MATH_SUBJECTS, real_rows
 
 from shardscope.evals.math_answers import equivalent
 from shardscope.evals.math_solutions import boxed, final_answer
-
-SUBJECTS = (
-    "algebra",
-    "counting_and_probability",
-    "geometry",
-    "intermediate_algebra",
-    "number_theory",
-    "prealgebra",
-    "precalculus",
-)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +215,7 @@ def test_different_or_meaningless_answers_are_not(answer: str, gold: str) -> Non
 
 def real_golds() -> list[str]:
     """Every different gold answer of MATH-500 and of all seven subjects of MATH."""
-    files = ["MATH-500/default", *(f"hendrycks_math/{subject}" for subject in SUBJECTS)]
+    files = ["MATH-500/default", *(f"hendrycks_math/{subject}" for subject in MATH_SUBJECTS)]
     golds = {boxed(row["solution"]) for file in files for row in real_rows(f"{file}/test.jsonl", 5000)}
     assert None not in golds
     return sorted(gold for gold in golds if gold is not None)

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from real_items import real_rows
+from real_items import MATH_SUBJECTS, real_rows
 
 from shardscope.evals.math_answers import equivalent
 from shardscope.evals.math_solutions import boxed, final_answer
-
-SUBJECTS = (
-    "algebra",
-    "counting_and_probability",
-    "geometry",
-    "intermediate_algebra",
-    "number_theory",
-    "prealgebra",
-    "precalculus",
-)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +99,7 @@ def test_every_real_solution_of_gsm8k_ends_in_its_gold_answer() -> None:
     ],
 )
 def test_every_real_gold_answer_is_found_however_a_solution_ends(ending: str) -> None:
-    rows = [row for subject in SUBJECTS for row in real_rows(f"hendrycks_math/{subject}/test.jsonl", 5000)]
+    rows = [row for subject in MATH_SUBJECTS for row in real_rows(f"hendrycks_math/{subject}/test.jsonl", 5000)]
     golds = {" ".join((boxed(row["solution"]) or "").split()) for row in rows}
     assert len(golds) > 1500
     assert [gold for gold in golds if not equivalent(final_answer(ending.replace("GOLD", gold)), gold)] == []

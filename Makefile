@@ -100,7 +100,7 @@ test-lowest: $(VENV)/.dev
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==$(TORCH) \
 	  "pytest>=9" "hypothesis>=6.150" "beartype>=0.22" "transformers>=5" "tensorboard>=2.18"
 	$(VENV)/lowest/bin/python -m pytest -p no:cacheprovider -m "not slow and not browser" tests/model tests/generation \
-	  tests/train tests/data tests/test_tokenizer.py tests/test_checkpoint.py tests/test_config.py
+	  tests/train tests/data tests/test_tokenizer.py tests/test_checkpoint.py tests/config
 
 browser: $(VENV)/.dev
 	@[ -n "$(SHARDSCOPE_SKIP_BROWSER)" ] || $(BIN)/python tests/apps/browser.py --install

@@ -34,7 +34,7 @@ def trained_config() -> ShardConfig:
 def trained_weights(trained_config: ShardConfig, request: pytest.FixtureRequest) -> dict[str, torch.Tensor]:
     """A minute of training, kept by pytest until the model, its config or this file changes."""
     model = Path(shardscope.model.__file__).parent
-    sources = [Path(__file__), model.parent / "config.py", model / "shard.py", model / "attention.py"]
+    sources = [Path(__file__), model.parent / "config" / "model.py", model / "shard.py", model / "attention.py"]
     key = hashlib.sha256(torch.__version__.encode() + b"".join(path.read_bytes() for path in sources)).hexdigest()
     cache = getattr(request.config, "cache", None)  # absent with -p no:cacheprovider
     folder = cache.mkdir("trained_weights") if cache else Path(tempfile.gettempdir()) / "shardscope-trained-weights"

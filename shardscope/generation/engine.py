@@ -91,6 +91,7 @@ def generate(
     config: SamplingConfig | None = None,
     *,
     seeds: Sequence[int] | None = None,
+    temperatures: Sequence[float] | None = None,
     packed: Packed | None = None,
     **choices: Any,
 ) -> Generation | list[Generation]:
@@ -98,12 +99,13 @@ def generate(
 
     A tensor of one row is one prompt, of several rows several. `choices` are fields of SamplingConfig, as in
     `max_new_tokens=40`; they go before `config`. `seeds` gives each sequence its own seed (default: config.seed,
-    config.seed + 1, …). A sequence's sample does not depend on its batch. `packed` are the model's weights, packed
-    before, for many calls in a row. Raises PromptError for a prompt that this model cannot read, GenerationError for
-    stop texts without a tokenizer, NotFiniteError for a model whose logits are not finite.
+    config.seed + 1, …), `temperatures` its own temperature (default: config.temperature). A sequence's sample does not
+    depend on its batch. `packed` are the model's weights, packed before, for many calls in a row. Raises PromptError
+    for a prompt that this model cannot read, GenerationError for stop texts without a tokenizer, NotFiniteError for a
+    model whose logits are not finite.
     """
     config = _config(config, choices)
-    sequences = _sequences(model, prompts, config, seeds)
+    sequences = _sequences(model, prompts, config, seeds, temperatures)
     for _ in _run(model, sequences, config, packed):
         pass
     done = [sequence.result() for sequence in sequences]
@@ -116,11 +118,12 @@ def stream(
     config: SamplingConfig | None = None,
     *,
     seeds: Sequence[int] | None = None,
+    temperatures: Sequence[float] | None = None,
     **choices: Any,
 ) -> Iterator[TokenEvent]:
     """As `generate`, but token by token. Prompts are checked at once, the model runs as the events are taken."""
     config = _config(config, choices)
-    return _run(model, _sequences(model, prompts, config, seeds), config)
+    return _run(model, _sequences(model, prompts, config, seeds, temperatures), config)
 
 
 def _config(config: SamplingConfig | None, choices: dict[str, Any]) -> SamplingConfig:
@@ -182,18 +185,28 @@ class _Sequence:
         )
 
 
-def _sequences(model: Shard, prompts: Prompts, config: SamplingConfig, seeds: Sequence[int] | None) -> list[_Sequence]:
+def _sequences(
+    model: Shard,
+    prompts: Prompts,
+    config: SamplingConfig,
+    seeds: Sequence[int] | None,
+    temperatures: Sequence[float] | None,
+) -> list[_Sequence]:
     rows = token_rows(model, prompts)
     if seeds is None:
         seeds = range(config.seed, config.seed + len(rows))
-    if len(seeds) != len(rows):
-        raise GenerationError(f"{len(seeds)} seeds for {len(rows)} prompts; give each prompt its own")
+    if temperatures is None:
+        temperatures = [config.temperature] * len(rows)
+    for what, given in (("seeds", seeds), ("temperatures", temperatures)):
+        if len(given) != len(rows):
+            raise GenerationError(f"{len(given)} {what} for {len(rows)} prompts; give each prompt its own")
+    of_temperature = {temperature: replace(config, temperature=temperature) for temperature in temperatures}
     if config.stop and model.tokenizer is None:
         raise GenerationError("stop texts need a tokenizer, and this model has none; set model.tokenizer")
-    given = [prompts] if is_one(prompts) else prompts
+    texts = [prompts] if is_one(prompts) else prompts
     return [
-        _sequence(model, row, prompt, ids, config, seed)
-        for row, (prompt, ids, seed) in enumerate(zip(given, rows, seeds, strict=True))
+        _sequence(model, row, prompt, ids, of_temperature[temperature], seed)
+        for row, (prompt, ids, seed, temperature) in enumerate(zip(texts, rows, seeds, temperatures, strict=True))
     ]
 
 
@@ -220,13 +233,14 @@ def _run(
     decoder = Decoder(model, len(alive), capacity, packed)
     prompts = [sequence.prompt_ids for sequence in alive]
     logits = decoder.prefill(prompts)
-    if _graphable(model, config):
+    greedy = all(sequence.config.temperature == 0 for sequence in alive)
+    if greedy and _graphable(model, config):
         yield from _in_graphs(decoder, alive, logits)
         return
-    if _guessable(model, config, decoder):
+    if greedy and _guessable(model, config, decoder):
         yield from _by_guesses(decoder, alive[0], logits[0])
         return
-    sampler = Sampler(config, prompts, [sequence.seed for sequence in alive], logits)
+    sampler = Sampler(config, prompts, [s.seed for s in alive], logits, [s.config.temperature for s in alive])
     while True:
         ids, logprobs = sampler(logits)
         for sequence, id, logprob in zip(alive, ids, logprobs, strict=True):
@@ -242,14 +256,14 @@ def _run(
 
 
 def _guessable(model: Shard, config: SamplingConfig, decoder: Decoder) -> bool:
-    """Whether guesses may pass through the model.
+    """Whether guesses may pass through the model for greedy sequences.
 
-    They may for one greedy sequence, in arithmetic so fine that a step of several rows chooses as several steps do, and
+    They may for one of them, in arithmetic so fine that a step of several rows chooses as several steps do, and
     on a device for which such a step is cheap.
     """
-    greedy = config.lookup and config.temperature == 0 and config.repetition_penalty == 1
+    likeliest = config.lookup and config.repetition_penalty == 1
     exact = model.device.type == "cpu" and model.embed.W_E.dtype == torch.float32
-    return greedy and exact and len(decoder.cache.lengths) == 1 and not is_watched(model)
+    return likeliest and exact and len(decoder.cache.lengths) == 1 and not is_watched(model)
 
 
 def _by_guesses(decoder: Decoder, sequence: _Sequence, logits: Float[Tensor, "vocab"]) -> Iterator[TokenEvent]:
@@ -276,9 +290,9 @@ def _by_guesses(decoder: Decoder, sequence: _Sequence, logits: Float[Tensor, "vo
 
 
 def _graphable(model: Shard, config: SamplingConfig) -> bool:
-    """Whether steps may run as a CUDA graph: greedy, nobody watches, and enough of them to pay for the capture."""
-    greedy = config.temperature == 0 and config.repetition_penalty == 1
-    return model.device.type == "cuda" and greedy and config.max_new_tokens > STEPS and not is_watched(model)
+    """Whether greedy steps may run as a CUDA graph: nobody watches, and enough of them to pay for the capture."""
+    likeliest = config.repetition_penalty == 1
+    return model.device.type == "cuda" and likeliest and config.max_new_tokens > STEPS and not is_watched(model)
 
 
 def _in_graphs(decoder: Decoder, alive: list[_Sequence], logits: Tensor) -> Iterator[TokenEvent]:

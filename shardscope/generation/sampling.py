@@ -85,9 +85,19 @@ class Sampler:
     BLOCK = 64  # numbers drawn from a generator at once
 
     def __init__(
-        self, config: SamplingConfig, prompts: Sequence[Sequence[int]], seeds: Sequence[int], logits_like: Tensor
+        self,
+        config: SamplingConfig,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        logits_like: Tensor,
+        temperatures: Sequence[float] | None = None,
     ) -> None:
+        """`temperatures` are the rows' own; without them all have the config's."""
         self.config = config
+        of_rows = [config.temperature] * len(seeds) if temperatures is None else temperatures
+        self.temperatures: Float[Tensor, "batch 1"] | None = None  # None: all rows are greedy
+        if any(of_rows):
+            self.temperatures = torch.tensor(of_rows, dtype=torch.float64, device=logits_like.device)[:, None]
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.drawn = 0
         self.uniforms = torch.empty(0)
@@ -101,10 +111,11 @@ class Sampler:
     def __call__(self, logits: Float[Tensor, "batch vocab"]) -> tuple[list[int], list[float]]:
         """The chosen ids, and their log-probabilities under the model itself (before penalty, temperature, cuts)."""
         scores = logits if self.seen is None else penalise(logits, self.seen, self.config.repetition_penalty)
-        if self.config.temperature == 0:
-            ids = scores.argmax(dim=-1)
-        else:
-            ids = draw(shaped(scores, self.config), self._uniform().to(logits.device))
+        ids = scores.argmax(dim=-1)
+        if self.temperatures is not None:
+            greedy = self.temperatures == 0
+            probabilities = shaped(scores, self.config, self.temperatures.masked_fill(greedy, 1.0))
+            ids = torch.where(greedy[:, 0], ids, draw(probabilities, self._uniform().to(logits.device)))
         if self.seen is not None:
             self.seen[torch.arange(len(ids), device=ids.device), ids] = True
         logprobs = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(dim=-1)
@@ -113,6 +124,8 @@ class Sampler:
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
         self.generators = [self.generators[row] for row in rows]
+        if self.temperatures is not None:
+            self.temperatures = self.temperatures[torch.tensor(rows, device=self.temperatures.device)]
         if len(self.uniforms):
             self.uniforms = self.uniforms[list(rows)]
         if self.seen is not None:
@@ -134,14 +147,18 @@ def penalise(
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def shaped(logits: Float[Tensor, "batch vocab"], config: SamplingConfig) -> Float[Tensor, "batch vocab"]:
+def shaped(
+    logits: Float[Tensor, "batch vocab"], config: SamplingConfig, temperatures: Float[Tensor, "batch 1"] | None = None
+) -> Float[Tensor, "batch vocab"]:
     """The probabilities to draw from, in float64: tempered, cut to top-k, then to top-p, not renormalised.
 
-    Among equal logits the lower id is cut last. The likeliest token always stays.
+    `temperatures` (above 0) are the rows' own; without them all have the config's. Among equal logits the lower id is
+    cut last. The likeliest token always stays.
     """
     scores = logits.double()
     # Less the largest, so that the smallest temperature leaves 0 and -inf, which is the greedy choice.
-    scores = (scores - scores.amax(dim=-1, keepdim=True)) / config.temperature
+    scores = scores - scores.amax(dim=-1, keepdim=True)
+    scores = scores / (config.temperature if temperatures is None else temperatures)
     if not config.top_k and config.top_p == 1:
         return scores.softmax(dim=-1)
     ordered, order = scores.sort(dim=-1, descending=True, stable=True)

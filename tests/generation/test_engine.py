@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from shardscope import Shard
+from shardscope.config import ConfigError
 from shardscope.generation import Generation, GenerationError, SamplingConfig, generate, stream
 from shardscope.model import PromptError
 from shardscope.tokenizer import Tokenizer
@@ -82,6 +83,19 @@ def test_seeds_are_counted_from_the_configs_and_differ(talker: Shard) -> None:
     assert [generation.seed for generation in generations] == [3, 4, 5]
     assert len({generation.ids for generation in generations}) == 3
     assert generate(talker, "Once", SAMPLED, seeds=[4]).ids == generations[1].ids
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_each_sequence_of_a_batch_may_have_its_own_temperature(talker: Shard, top_p: float) -> None:
+    temperatures, seeds = [0.0, 0.7, 1.4, 0.0, 0.7], [5, 5, 5, 6, 6]
+    config = SamplingConfig(max_new_tokens=20, top_p=top_p, temperature=0.3)
+    together = generate(talker, ["Once upon"] * 5, config, seeds=seeds, temperatures=temperatures)
+    for temperature, seed, one in zip(temperatures, seeds, together, strict=True):
+        alone = generate(talker, "Once upon", config, temperature=temperature, seed=seed)
+        assert one.ids == alone.ids
+        assert one.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+    assert together[0].ids == together[3].ids, "the greedy ones have no seed"
+    assert len({one.ids for one in together}) == 4
 
 
 def test_a_batch_of_more_tokens_than_a_chunk_reads_long_and_short_prompts(talker: Shard) -> None:
@@ -240,3 +254,7 @@ def test_ids_that_the_tokenizer_lacks_add_no_text(tiny_model: Shard, tiny_tokeni
 def test_every_prompt_needs_its_seed(talker: Shard) -> None:
     with pytest.raises(GenerationError, match="1 seeds for 2 prompts"):
         generate(talker, ["a", "b"], seeds=[1])
+    with pytest.raises(GenerationError, match="3 temperatures for 2 prompts"):
+        generate(talker, ["a", "b"], temperatures=[0, 1, 2])
+    with pytest.raises(ConfigError, match="temperature=-1 must be 0"):
+        generate(talker, ["a", "b"], temperatures=[0, -1])

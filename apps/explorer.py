@@ -6,7 +6,6 @@ Pages pick a checkpoint, a prompt, a layer and a head, call one library function
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -17,10 +16,6 @@ from PIL import Image
 # `streamlit run` puts this file's folder on the path, not the one above it.
 if (above := str(Path(__file__).resolve().parents[1])) not in sys.path:
     sys.path.insert(0, above)
-
-# As `import shardscope` does, but the pages import PyTorch first, and it reads this then: while its threads spin, a
-# browser on the same two cores makes a map take 0.63 s instead of 0.24.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from apps import page_attention, page_failures, page_heads, page_runs, page_tokens
 from apps.parts import address

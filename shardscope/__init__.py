@@ -3,15 +3,8 @@
 from shardscope import generate, label, load, read, score
 """
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-# OpenMP reads this when PyTorch is first imported, so it stands before that. By default PyTorch's threads wait for each
-# other by spinning, and where another program takes a core, small steps like a token's become 20 to 50 times slower.
-# Whoever has chosen how threads wait is left alone (`shardscope bench threads` compares).
-if "GOMP_SPINCOUNT" not in os.environ:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from shardscope.checkpoint import load
 from shardscope.config import ShardConfig

@@ -22,6 +22,7 @@ LEAVES = {
     "resources",
     "tensors",
     "terminal",
+    "threads",
     "tokenizer",
 }
 # Room: the rooms it may import from, besides itself.
@@ -37,6 +38,7 @@ ARROWS = {
     "progress": set(),
     "resources": set(),
     "terminal": set(),
+    "threads": set(),
     "model": {"config"},
     "checkpoint": LEAVES | {"model"},
     "data": LEAVES,
@@ -58,7 +60,7 @@ LATER = {
     "score": "generation",
     "stream": "generation",
 }
-CORE = {"torch", "einops", "jaxtyping", "tokenizers", "safetensors", "numpy", "dacite", "tqdm", "triton"}
+CORE = {"torch", "einops", "jaxtyping", "tokenizers", "safetensors", "numpy", "dacite", "tqdm", "triton", "psutil"}
 # Heavy guests, and the rooms they may enter.
 GUESTS = {
     "transformer_lens": {"interop", "bench"},

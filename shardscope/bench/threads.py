@@ -1,7 +1,8 @@
 """Writing on a CPU that is idle, and on one of whose cores another program runs.
 
 Each measurement is a process of its own, because PyTorch's threads learn how to wait when they are first made.
-"waiting" is what `import shardscope` chooses, "spinning" PyTorch's own default. The other program runs at nice 10.
+"chosen" is what `import shardscope` does: it looks around and uses the cores that are free. "spinning" is PyTorch's own
+default, "waiting" the same without spinning, "one" a single thread. The other program runs at nice 10 or at nice 0.
 """
 
 from __future__ import annotations
@@ -13,15 +14,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from shardscope.bench.measure import at_least_one, command_line, machine, save, shown_spread, summary, table
 
-# OMP_WAIT_POLICY of each way, as the environment has it before Python starts (None: not set).
-WAYS: dict[str, str | None] = {"waiting": None, "spinning": "ACTIVE"}
+# What each way sets in the environment; a number of threads that is set there is not changed.
+ALL = str(torch.get_num_threads())
+WAYS: dict[str, dict[str, str]] = {
+    "chosen": {},
+    "spinning": {"OMP_NUM_THREADS": ALL},
+    "waiting": {"OMP_NUM_THREADS": ALL, "OMP_WAIT_POLICY": "PASSIVE"},
+    "one": {"OMP_NUM_THREADS": "1"},
+}
+BUSY: dict[str, int | None] = {"no": None, "at nice 10": 10, "at nice 0": 0}
 WRITE = """
 import time
 from shardscope import generate, load
@@ -45,14 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON. Raises ConfigError for numbers that measure nothing."""
     at_least_one(new=arguments.new, runs=arguments.runs)
-    seconds: dict[tuple[str, float, bool], list[float]] = {}
+    seconds: dict[tuple[str, float, str], list[float]] = {}
     for _ in range(arguments.runs):
-        for temperature in (0.0, 0.8):
-            for way in WAYS:
-                for busy in (False, True):
-                    with _another_program() if busy else _nothing():
+        for busy, nice in BUSY.items():
+            with nullcontext() if nice is None else _another_program(nice):
+                for temperature in (0.0, 0.8):
+                    for way in WAYS:
                         found = _seconds(arguments.checkpoint, arguments.new, temperature, WAYS[way])
-                    seconds.setdefault((way, temperature, busy), []).append(found)
+                        seconds.setdefault((way, temperature, busy), []).append(found)
     rows = []
     for (way, temperature, busy), times in seconds.items():
         timing = summary(times)
@@ -60,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             {
                 **{"threads": way, "text": "sampled" if temperature else "greedy", "busy": busy},
                 **{"tokens_per_second": arguments.new / timing.median, "spread": timing.spread},
-                "slower_than_idle": timing.median / statistics.median(seconds[way, temperature, False]),
+                "slower_than_idle": timing.median / statistics.median(seconds[way, temperature, "no"]),
             }
         )
     report = {
@@ -78,7 +86,7 @@ def shown(report: dict[str, Any]) -> str:
     header = ("threads, text, other program", "tokens/s", "spread", "slower than idle")
     lines = [
         (
-            f"{row['threads']}, {row['text']}, {'one' if row['busy'] else 'none'}",
+            f"{row['threads']}, {row['text']}, {row['busy']}",
             f"{row['tokens_per_second']:,.1f}",
             shown_spread(row["spread"]),
             f"{row['slower_than_idle']:.2f}×",
@@ -88,26 +96,19 @@ def shown(report: dict[str, Any]) -> str:
     return "\n".join([f"{report['machine']['name']}, torch {report['machine']['torch']}", "", *table(header, lines)])
 
 
-def _seconds(checkpoint: str | None, new: int, temperature: float, policy: str | None) -> float:
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    if policy is not None:
-        environment["OMP_WAIT_POLICY"] = policy
+def _seconds(checkpoint: str | None, new: int, temperature: float, way: dict[str, str]) -> float:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MKL_"))}
     words = [sys.executable, "-c", WRITE.format(checkpoint=checkpoint, new=new, temperature=temperature)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(words, env={**plain, **way}, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
 @contextmanager
-def _another_program() -> Iterator[None]:
-    code = "import os\nos.nice(10)\nwhile True: pass"
+def _another_program(nice: int) -> Iterator[None]:
+    code = f"import os\nos.nice({nice})\nwhile True: pass"
     with subprocess.Popen([sys.executable, "-c", code]) as other:
         try:
             time.sleep(0.2)
             yield
         finally:
             other.kill()
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

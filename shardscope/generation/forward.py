@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from shardscope.generation.cache import KVCache, LayerCache, Span, in_order
 from shardscope.model.shard import Attention, Block, Rotary, Shard
+from shardscope.threads import use_free_cores
 
 QKV = Float[Tensor, "batch pos head d_head"]
 Residual = Float[Tensor, "batch pos d_model"]
@@ -79,6 +80,7 @@ class Decoder:
 
     def attempt(self, ids: Sequence[int]) -> Float[Tensor, "pos vocab"]:
         """The logits after each of several tokens appended to the only sequence; `settle` says how many stay."""
+        use_free_cores(self.model.device)
         tokens = torch.tensor([list(ids)], device=self.model.device)
         self._attempted = [replace(span, attempt=True) for span in self.cache.spans([len(ids)], len(ids))]
         return self.logits(self.packed.hidden(tokens, self.cache.layers, self._attempted))[0]
@@ -97,6 +99,7 @@ class Decoder:
         `rows` are the sequences that take part (None: all). At most `chunk` positions at once: a chunk longer than
         the window would overwrite slots twice.
         """
+        use_free_cores(self.model.device)
         if tokens.shape[1] > self.chunk:
             raise ValueError(f"{tokens.shape[1]} new positions at once; a chunk holds at most {self.chunk}")
         spans = self.cache.spans(counts, tokens.shape[1], rows)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shardscope.generation.forward import Packed, rotary_angles
+from shardscope.threads import use_free_cores
 
 BLOCK = 32
 # Tokens of a tile. A CPU's products are about as fast in tiles as all at once; a GPU hardly notices those of one tile.
@@ -71,6 +72,7 @@ def tree_hidden(packed: Packed, tree: Tree, device: torch.device) -> Float[Tenso
     blocks = _query_blocks(tree, device)
     x = F.embedding(tokens, packed.embedding)
     for layer, window in zip(packed.blocks, packed.config.windows, strict=True):
+        use_free_cores(device)
         qkv = [layer.project(*tile) for tile in zip(x.split(1), cos.split(1), sin.split(1), strict=True)]
         q, k, v = (torch.cat(tiles).flatten(0, 1) for tiles in zip(*qkv, strict=True))
         z = torch.zeros_like(q)

@@ -24,6 +24,7 @@ from shardscope.generation.forward import blocks_of
 from shardscope.microscope.forward import through
 from shardscope.model import HookPoint, Prompt, Shard
 from shardscope.model.prompts import one_prompt
+from shardscope.threads import use_free_cores
 
 if TYPE_CHECKING:
     from shardscope.microscope.head_map import HeadMap
@@ -346,6 +347,7 @@ def read_layers(model: Shard, prompt: Prompt) -> Iterator[LayerReading]:
     last = model.config.n_layers - 1
     for layer, (block, window) in enumerate(zip(blocks_of(model), model.config.windows, strict=True)):
         held.clear()
+        use_free_cores(model.device)
         names = [f"blocks.{layer}.attn.hook_rot_{part}" for part in "qk"]
         with torch.no_grad(), model.hooks(fwd_hooks=[(name, keep) for name in names]):
             if layer < last:

@@ -23,7 +23,7 @@ class Source:
 
     name: str = choice(help="short name, used in logs and metrics")
     path: str = choice(
-        help="file, folder or glob of .txt/.jsonl/.json/.parquet (.gz .bz2 .xz .zst .zip), "
+        help="file, folder or pattern of .txt/.jsonl/.json/.parquet (.gz .bz2 .xz .zst .zip), "
         "'hf:owner/dataset[:config]', 'builtin:NAME'; ~ and $VARIABLES are replaced"
     )
     weight: float = choice(1.0, help="share of the training sequences drawn from this source, relative to the others")
@@ -45,6 +45,7 @@ class Source:
 
     def __post_init__(self) -> None:
         require(bool(self.name), "data.sources: a source has an empty name; give it one, as in name = 'prose'")
+        require(bool(self.path), f"data.sources.{self.name}: path is empty; name a file, a folder or a pattern")
         for field_name in ("path", "holdout"):
             require_no_control_characters(f"data.sources.{self.name}: {field_name}", getattr(self, field_name))
         require(0 <= self.weight < math.inf, f"data.sources.{self.name}: weight={self.weight}; use a number from 0 on")
@@ -68,6 +69,7 @@ class Benchmark:
 
     def __post_init__(self) -> None:
         require(bool(self.name), "data.benchmarks: one has an empty name; give it one, as in name = 'arc'")
+        require(bool(self.path), f"data.benchmarks.{self.name}: path is empty; name a file, a folder or a pattern")
         require_no_control_characters(f"data.benchmarks.{self.name}: path", self.path)
         require(bool(self.text), f"data.benchmarks.{self.name}: text is empty; '*' takes every text in a row")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -13,6 +12,7 @@ from shardscope.data.archives import shown
 from shardscope.data.builtin import BUILTINS, builtin_documents
 from shardscope.data.fields import Template
 from shardscope.data.files import SUFFIXES, DataError, Reading
+from shardscope.data.patterns import named
 from shardscope.data.readers import Document, extra, reader_of, row_document
 
 
@@ -42,14 +42,16 @@ def holdout_documents(source: Source, reading: Reading) -> Iterator[Document]:
 
 
 def files_of(path: str) -> list[Path]:
-    """The text files that a path, folder or glob names, sorted. Raises ConfigError if there are none."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        files = sorted(file for file in place.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
-    elif place.is_file():
-        files = [place]
-    else:
-        files = sorted(Path(name) for name in glob.glob(str(place), recursive=True) if Path(name).is_file())
+    """The text files that a path, folder or pattern names, sorted. Raises ConfigError if there are none.
+
+    A folder gives every text file below it, as do folders that a pattern matches where it matches no file.
+    """
+    place = user_path(path, "data.sources: path")
+    found = named(str(place))
+    files = [file for file in found if file.is_file()]
+    if not files:
+        below = {file for folder in found for file in folder.rglob("*") if file.is_file()}
+        files = sorted(file for file in below if file.name.endswith(SUFFIXES))
     if not files:
         near = [str(file) for file in sorted(place.parent.glob("*"))] if place.parent.is_dir() else []
         hint = suggest(str(place), near) if near and not place.exists() else f"; files end in {', '.join(SUFFIXES)}"

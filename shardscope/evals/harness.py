@@ -7,6 +7,7 @@ and never pads. docs/evaluation.md lists the requests that `hf` scores different
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import textwrap
@@ -23,7 +24,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
+from lm_eval.utils import (
+    get_rolling_token_windows,
+    make_disjoint_window,
+    sanitize_model_name,
+    simple_parse_args_string,
+)
 from torch import Tensor
 
 from shardscope.checkpoint import BUILT_IN, load, resolve_checkpoint
@@ -109,6 +115,7 @@ class ShardLM(TemplateLM):
         self.processes.connect()
         self._rank, self._world_size = self.processes.rank, self.processes.size
         self.path: Path | None = None
+        self._asked = str(pretrained) if isinstance(pretrained, str | Path) else None
         try:
             if isinstance(pretrained, Shard):
                 self.model = _as_it_is(pretrained, device, dtype)
@@ -161,8 +168,8 @@ class ShardLM(TemplateLM):
 
     @property
     def name(self) -> str:
-        """The checkpoint's path; of the built-in one, the same on every machine."""
-        return "shardscope/builtin" if self.path == BUILT_IN else str(self.path or "a Shard in memory")
+        """What was asked for, else the checkpoint's path; of the built-in one, the same on every machine."""
+        return "shardscope/builtin" if self.path == BUILT_IN else self._asked or str(self.path or "Shard-in-memory")
 
     # ------------------------------------------------------------------------------------------- tokens
 
@@ -187,7 +194,8 @@ class ShardLM(TemplateLM):
         raise HarnessError("a Shard is a base model without a chat template; leave --apply_chat_template out")
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the results file says of the model."""
+        """What the results file says of the model. Asked by `simple_evaluate`, which learns the folder's name, too."""
+        _name_the_results(self.name)
         return {
             "model_num_parameters": self.model.n_params,
             "model_dtype": str(self.model.embed.W_E.dtype),
@@ -471,6 +479,22 @@ class ShardLM(TemplateLM):
 
     def barrier(self) -> None:
         _or_one_sentence(self.processes.wait)
+
+
+def _name_the_results(name: str) -> None:
+    """Give the running `simple_evaluate`'s tracker the model's name, where model_args hold none.
+
+    The harness would write the results into a folder of random letters. It chooses them before it asks the model for
+    anything, and never asks for a name; so the tracker is looked up among its variables.
+    """
+    frame = inspect.currentframe()
+    while frame and (frame.f_globals.get("__name__"), frame.f_code.co_name) != ("lm_eval.evaluator", "simple_evaluate"):
+        frame = frame.f_back
+    tracker = frame and frame.f_locals.get("evaluation_tracker")
+    if frame and tracker:
+        config = tracker.general_config_tracker
+        if config._get_model_name(frame.f_locals["model_args"]) is None:
+            config.model_name, config.model_name_sanitized = name, sanitize_model_name(name)
 
 
 def _or_one_sentence(exchange: Callable[..., R], *arguments: Any) -> R:

@@ -90,8 +90,10 @@ def test_an_attribution_adds_up_to_the_logit_before_the_cap(
     expected = logits[17] - (0 if against is None else logits[against])
     assert found.position == position % 50
     assert found.heads.shape == (4, 4)
-    assert found.embed + found.heads.sum() + found.mlps.sum() == pytest.approx(found.logit, abs=1e-5)
-    assert found.logit == pytest.approx(float(expected), abs=1e-4)
+    parts = [found.embed, *found.heads.flatten().tolist(), *found.mlps.tolist()]
+    rounding = 1e-5 * sum(map(abs, parts))
+    assert sum(parts) == pytest.approx(found.logit, rel=0, abs=rounding)
+    assert found.logit == pytest.approx(float(expected), rel=0, abs=rounding)
 
 
 def test_an_attribution_is_transformer_lens_direct_logit_attribution(trained_model: Shard) -> None:

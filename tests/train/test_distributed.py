@@ -73,7 +73,7 @@ def assert_same_weights(ours: Path, theirs: Path) -> None:
 def test_two_processes_give_the_losses_of_one_whichever_began(recipe_file: Path, tmp_path: Path) -> None:
     alone, whole, shared = tmp_path / "alone", tmp_path / "ddp", tmp_path / "fsdp"
     run_alone(recipe_file, alone)
-    expected = pytest.approx(numbers(alone), abs=1e-5)
+    expected = pytest.approx(numbers(alone), rel=1e-4)  # twenty steps carry on what each rounds
 
     # Begun by one process, ended by two that each hold all weights.
     shutil.copytree(alone, whole)

@@ -66,6 +66,7 @@ GUESTS = {
     "transformer_lens": {"interop", "bench"},
     "transformers": {"interop", "bench"},
     "lm_eval": {"evals", "bench"},
+    "math_verify": {"evals"},
     "datasets": {"data", "evals"},
     "pyarrow": {"data", "microscope"},
     "zstandard": {"data"},

@@ -18,6 +18,7 @@ from shardscope.evals import arith
 from shardscope.evals.harness import HarnessError
 from shardscope.evals.math_answers import equivalent
 from shardscope.evals.math_solutions import boxed, final_answer
+from shardscope.evals.math_verifier import verified
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -151,8 +152,11 @@ def math_target(row: Row) -> str:
 
 
 def score_math(row: Row, results: list[str]) -> dict[str, float]:
-    """1 if the answer that the text ends in says the same as the boxed one."""
-    return {"exact_match": float(equivalent(final_answer(results[0]), math_target(row)))}
+    """1 if the answer that the text ends in says the same as the boxed one: by our rules, and by math-verify's."""
+    scores = {"exact_match": float(equivalent(final_answer(results[0]), math_target(row)))}
+    if (theirs := verified(results[0], row["solution"])) is not None:
+        scores["math_verify"] = float(theirs)
+    return scores
 
 
 def score_arithmetic(row: Row, results: list[str]) -> dict[str, float]:

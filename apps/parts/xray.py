@@ -18,22 +18,17 @@ from apps.parts.text import on_one_line, plain, sentence
 from apps.parts.tokens import marked_text
 from shardscope.config import ConfigError
 from shardscope.failures import SuitePrompt, describe
-from shardscope.failures.held_out import held_out_ids, windows
 from shardscope.failures.loop_xray import (
     Cause,
     Cure,
     Onset,
     Suspects,
-    ablation_bank,
     find_cause,
     find_onset,
-    find_parts,
     find_suspects,
-    switched_off,
     try_cures,
 )
-from shardscope.failures.loop_xray.cause import REFERENCE_LENGTH, REFERENCE_WINDOWS
-from shardscope.generation import Generation, SamplingConfig, generate
+from shardscope.generation import Generation, SamplingConfig
 
 SHOWN = 10  # parts in a table; those that break the loop alone are always in it
 LONGEST_BLOCK = 120  # characters of the loop that are quoted
@@ -90,7 +85,7 @@ def draw_xray(looping: Looping) -> None:
         cause, cures = explanation(looping, when, who)
         draw_cause(looping, cause)
         draw_cures(looping, cures)
-        draw_rewritten(looping, cause)
+        draw_rewritten(looping, cause, cures)
     except ConfigError as error:
         st.info(sentence(error))
 
@@ -127,20 +122,6 @@ def explanation(looping: Looping, when: Onset, who: Suspects) -> tuple[Cause, li
         return alone(looping.opened, intervene)
 
     return cached("causes", looping.key, 32, "Finding the cause …", work)
-
-
-def rewritten(looping: Looping, parts: Sequence[str]) -> Continuation:
-    """The text once more, with the same choices and seed, while `parts` write their mean over held-out text."""
-
-    def write() -> Continuation:
-        model = looping.opened.model
-        reference = windows(held_out_ids(model), REFERENCE_WINDOWS, min(REFERENCE_LENGTH, model.config.n_ctx))
-        with switched_off(model, find_parts(model.config, parts), ablation_bank(model, reference)):
-            new = generate(model, looping.prompt_ids, looping.sampling)
-        return Continuation(new.ids, new.text, new.stop_reason)
-
-    key = (*looping.key, looping.sampling, tuple(parts))
-    return cached("rewritten", key, 32, "Writing again …", lambda _: alone(looping.opened, write))
 
 
 # ------------------------------------------------------------------------------------------------------ when and who
@@ -324,7 +305,8 @@ def cures_table(cures: Sequence[Cure]) -> pd.DataFrame:
 # ----------------------------------------------------------------------------------------------------- written again
 
 
-def draw_rewritten(looping: Looping, cause: Cause) -> None:
+def draw_rewritten(looping: Looping, cause: Cause, cures: Sequence[Cure]) -> None:
+    """The cures' own texts, so that the table above and the texts below cannot disagree."""
     parts = cause.smallest_set
     if not parts:
         return
@@ -334,15 +316,14 @@ def draw_rewritten(looping: Looping, cause: Cause) -> None:
         return
     tokenizer = looping.opened.model.tokenizer
     assert tokenizer is not None
-    new = rewritten(looping, parts)
-    versions = {"as it was": looping.sample, f"without {', '.join(parts)}": new}
+    versions = {name: continuation_of(cure) for name, cure in compared(cures).items()}
     table = pd.DataFrame(
         [
             {"text": name, "output": it.text, "flags": describe(judge(looping.prompt, it, tokenizer))}
             for name, it in versions.items()
         ]
     )
-    st.caption("From the same prompt, with the same choices, seed and number of tokens.")
+    st.caption("From the same prompt, both greedily: the texts that the first and the last row of the table count.")
     for column, (name, sample) in zip(st.columns(2, gap="medium"), versions.items(), strict=True):
         with column.container(border=True):
             labels = judge(looping.prompt, sample, tokenizer)
@@ -352,15 +333,22 @@ def draw_rewritten(looping: Looping, cause: Cause) -> None:
     exports.buttons("both texts", looping.file_name("both"), lambda: rewritten_cell(looping, parts), lambda: table)
 
 
+def compared(cures: Sequence[Cure]) -> dict[str, Cure]:
+    """The text as the model writes it, and that without the found parts, by name."""
+    [none] = [cure for cure in cures if cure.remedy == "none"]
+    [ablation] = [cure for cure in cures if cure.remedy == "ablation"]
+    return {"the whole model": none, f"without {', '.join(ablation.parts)}": ablation}
+
+
+def continuation_of(cure: Cure) -> Continuation:
+    return Continuation(tuple(cure.ids), cure.text, cure.stop_reason)
+
+
 def rewritten_cell(looping: Looping, parts: Sequence[str]) -> str:
-    """A cell that leaves the text without the parts in `again`."""
-    return xray_cell(looping, "ablation_bank, find_parts, switched_off") + (
-        "from shardscope.failures.held_out import held_out_ids, windows\n\n"
-        f"reference = windows(held_out_ids(model), {REFERENCE_WINDOWS}, min({REFERENCE_LENGTH}, model.config.n_ctx))\n"
-        f"parts = find_parts(model.config, {list(parts)!r})\n"
-        "with switched_off(model, parts, ablation_bank(model, reference)):\n"
-        "    again = generate(model, prompt, sampling)\n"
-        "generation.text, again.text\n"
+    """A cell that leaves both texts in `texts`."""
+    return xray_cell(looping, "find_onset, try_cures") + (
+        f"cures = try_cures(model, generation, find_onset(model, generation), {list(parts)!r})\n"
+        "texts = [cure.text for cure in (cures[0], cures[-1])]  # the whole model, and without the parts\ntexts\n"
     )
 
 

@@ -6,7 +6,7 @@ Two novels, school mathematics and Python; each line of `held_out.jsonl` says wh
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -44,17 +44,18 @@ def windows(ids: list[int], count: int, length: int) -> Int[Tensor, "row pos"]:
 
 
 @torch.no_grad()
-def loss_of(
-    model: Shard, tokens: Int[Tensor, "row pos"], change: Callable[[Tensor, Tensor], Tensor] | None = None
-) -> float:
+def losses_of(
+    model: Shard, tokens: Int[Tensor, "row pos"], changes: Sequence[Callable[[Tensor, Tensor], Tensor] | None] = (None,)
+) -> list[float]:
     """Mean cross-entropy of every token but the first of each row, in nats, under whatever hooks are on the model.
 
-    `change` makes other logits [pos vocab] of the model's and the tokens [pos] that they follow.
+    One for each of `changes`, which makes other logits [pos vocab] of the model's and the tokens [pos] that they
+    follow; None leaves them. The model reads the text once.
     """
-    total = 0.0
+    totals = [0.0] * len(changes)
     for row in tokens:
         logits = model(row[None, :-1])[0].float()
-        if change is not None:
-            logits = change(logits, row[:-1])
-        total += float(F.cross_entropy(logits, row[1:], reduction="sum"))
-    return total / (tokens.shape[0] * (tokens.shape[1] - 1))
+        for number, change in enumerate(changes):
+            changed = logits if change is None else change(logits, row[:-1])
+            totals[number] += float(F.cross_entropy(changed, row[1:], reduction="sum"))
+    return [total / (tokens.shape[0] * (tokens.shape[1] - 1)) for total in totals]

@@ -30,7 +30,7 @@ from shardscope.failures.held_out import held_out_ids, windows
 from shardscope.failures.intervals import Interval, bootstrap, wilson
 from shardscope.failures.loop_xray.interventions import Activations, Interventions, ablation_bank
 from shardscope.failures.loop_xray.parts import Part
-from shardscope.failures.loop_xray.replay import CACHE_BYTES, branch
+from shardscope.failures.loop_xray.rows import CACHE_BYTES, branch
 from shardscope.generation import Decoder, Packed
 from shardscope.model import Shard
 

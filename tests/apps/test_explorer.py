@@ -23,12 +23,13 @@ from apps.page_runs import CURVES, curve_cell, curve_table, find_runs, fork_step
 from apps.parts.address import CHOICES, FIRST_PROMPT, PACKED, pack, write
 from apps.parts.checkpoints import find_checkpoints, fingerprint, try_to_open
 from apps.parts.continuing import Continuation
+from apps.parts.flags import judge
 from apps.parts.text import visible
-from apps.parts.xray import Looping, of_row, rewritten, rewritten_cell
+from apps.parts.xray import Looping, compared, continuation_of, of_row, rewritten_cell
 from shardscope import Shard, ShardConfig, load
 from shardscope.checkpoint import checkpoint_folder, save_checkpoint
 from shardscope.failures import CARD_PROMPTS, find_loop, load_suite
-from shardscope.failures.loop_xray import Cause, XrayError, find_cause, find_onset, find_suspects, replay
+from shardscope.failures.loop_xray import Cause, XrayError, find_cause, find_onset, find_suspects, replay, try_cures
 from shardscope.generation import SamplingConfig, generate
 from shardscope.microscope import find_heads, head_scores, read
 from shardscope.tokenizer import Tokenizer
@@ -353,7 +354,12 @@ def test_a_saved_view_of_a_loop_is_remade_by_its_cell(looping_checkpoint: Path, 
     assert left["generation"].text == text.text
     left = {}
     exec(rewritten_cell(shown, ["MLP0", "L1H2"]), left)
-    assert left["again"].ids == rewritten(shown, ["MLP0", "L1H2"]).ids
+    when = find_onset(opened.model, shown.generation)
+    drawn = compared(try_cures(opened.model, shown.generation, when, ["MLP0", "L1H2"]))
+    assert left["texts"] == [continuation_of(cure).text for cure in drawn.values()]
+    for cure in drawn.values():
+        flagged = judge(prompt, continuation_of(cure), tiny_tokenizer).loop is not None
+        assert cure.looping == flagged
 
 
 def test_only_a_prompt_is_unpacked(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> None:

@@ -29,12 +29,14 @@ from shardscope.failures.loop_xray import (
     try_cures,
     xray,
 )
-from shardscope.failures.loop_xray.interventions import ablation_bank
+from shardscope.failures.loop_xray.interventions import Interventions, ablation_bank
 from shardscope.failures.loop_xray.patching import patch_clean_runs
 from shardscope.failures.loop_xray.replay import Replay, breaks
+from shardscope.failures.loop_xray.rows import write_tokens
 from shardscope.failures.loops import find_loop
-from shardscope.generation import Generation, SamplingConfig, generate
+from shardscope.generation import Decoder, Generation, SamplingConfig, generate
 from shardscope.microscope import attribution
+from shardscope.tokenizer import Tokenizer
 
 FEW = 16  # tokens besides three periods; these models fall into another loop at once
 
@@ -164,6 +166,23 @@ def test_a_text_that_does_not_loop_is_refused_with_one_sentence(tiny_model: Shar
         xray(tiny_model, noise)
 
 
+@pytest.mark.parametrize(
+    "text", ["1. Go 2. Go 3. Go 4. Go 5. Go 6. Go 7. Go 8. Go", "x7 is x8 is x9 is x10 is x11 is x12 is x13 is"]
+)
+def test_a_loop_in_which_a_number_changes_is_refused_as_a_counter(
+    text: str, tiny_model: Shard, tiny_tokenizer: Tokenizer
+) -> None:
+    tiny_model.tokenizer = tiny_tokenizer
+    ids = tuple(tiny_tokenizer.encode(text))
+    counting = Generation(
+        prompt="", prompt_ids=(1,), ids=ids, text=text, logprobs=(0.0,) * len(ids), stop_reason="length", seed=0
+    )
+    with pytest.raises(
+        XrayError, match=r"^the text ends in a counter, a loop in which a number changes \('[^']+', from token"
+    ):
+        find_onset(tiny_model, counting)
+
+
 def test_repetition_that_only_sampling_made_is_refused(tiny_model: Shard) -> None:
     made_up = Generation(
         prompt="", prompt_ids=(1,), ids=(5, 9, 77) * 10, text="", logprobs=(0.0,) * 30, stop_reason="length", seed=0
@@ -237,6 +256,23 @@ def test_a_text_that_leaves_the_loop_is_continued_as_generate_would(tiny_model: 
     text = generate(tiny_model, [ids[:7]], SamplingConfig(max_new_tokens=played.length))[0]
     assert text.ids[:3] != (7, 8, 9)
     assert scores.outcomes == [[played.outcome(text.ids)]]
+
+
+def test_a_row_that_settles_in_a_loop_is_left_there_and_the_others_go_on(tiny_model: Shard) -> None:
+    """Each row's text begins as it would be alone, and ends at most a few tokens after its fourth copy."""
+    stuck = Shard(tiny_model.config).eval()
+    stuck.load_state_dict(tiny_model.state_dict())
+    stuck.embed.W_E.data.mul_(20)  # says the last token again and again
+    prompts = [[5, 6, 7], [9] * 12, [40, 41, 42, 43, 44]]
+    for model, leaves_early in ((stuck, True), (tiny_model, False)):
+        nothing = Interventions(model, [[]] * 3, ablation_bank(model, torch.randint(300, (1, 16))))
+        written = write_tokens(Decoder(model, 3, 120), nothing, prompts, 100, settled_copies=4)
+        for prompt, row in zip(prompts, written, strict=True):
+            alone = generate(model, prompt, max_new_tokens=100, stop_at_eos=False).ids
+            assert tuple(row) == alone[: len(row)]
+            loop = find_loop(row)
+            assert len(row) == 100 or (loop is not None and loop.repeats >= 4)
+        assert (max(map(len, written)) < 100) == leaves_early
 
 
 def test_a_period_of_forty_has_room_to_show_that_it_goes_on() -> None:
@@ -315,6 +351,21 @@ def test_cures_say_what_goes_and_what_it_costs() -> None:
         logits = model(text[:, :-1]).detach()
     assert ablated.loss == pytest.approx(float(F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())), rel=1e-5)
     assert ablated.cost == pytest.approx(ablated.loss - by_remedy["none", 0.0].loss)
+
+
+def test_every_remedy_writes_what_generate_writes_with_it() -> None:
+    """Though all remedies are rows of one batch, and the ablated row is one of them."""
+    block, model = random_block(6, 5), induction_model((0, 1), (1, 2))
+    generation = greedy(model, [FIRST, *block, *block])
+    for cure in try_cures(model, generation, find_onset(model, generation), ["L1H2"], seed=3):
+        if cure.remedy == "repetition penalty":
+            choices = {"repetition_penalty": cure.setting}
+        else:
+            choices = {"temperature": cure.setting, "seed": 3}
+        off = find_parts(model.config, cure.parts)
+        with switched_off(model, off, ablation_bank(model, windows(held_out_ids(model), 8, 256))):
+            alone = generate(model, generation.prompt_ids, max_new_tokens=len(cure.ids), **choices)
+        assert tuple(cure.ids) == alone.ids
 
 
 def test_a_switched_off_set_changes_what_is_generated() -> None:

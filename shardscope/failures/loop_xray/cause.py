@@ -19,13 +19,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from shardscope.config import LayerKind
-from shardscope.failures.held_out import held_out_ids, loss_of, windows
+from shardscope.failures.held_out import held_out_ids, windows
 from shardscope.failures.intervals import Interval, bootstrap, wilson
-from shardscope.failures.loop_xray.interventions import Ablation, Activations, Interventions, ablation_bank
+from shardscope.failures.loop_xray.interventions import Ablation, Activations, ablation_bank
 from shardscope.failures.loop_xray.onset import Onset
 from shardscope.failures.loop_xray.parts import Part, XrayError, parts_of
 from shardscope.failures.loop_xray.patching import Patching, patch_clean_runs
 from shardscope.failures.loop_xray.replay import STARTS, Outcome, Replay, breaks
+from shardscope.failures.loop_xray.rows import losses_without
 from shardscope.failures.loop_xray.suspects import Suspects, copying_heads
 from shardscope.generation import Generation
 from shardscope.model import Shard
@@ -37,7 +38,7 @@ MAX_SIZE = 8  # parts of the largest set that is tried
 REFERENCE_WINDOWS, REFERENCE_LENGTH = 8, 256
 GIVEN_COPIES, GIVEN_TOKENS = 4, 128  # of the loop, before greedy decoding takes over; two copies at least
 COST_WINDOWS = 2  # of the reference, for choosing among sets of one size
-RANDOM_SETS = (16, 48)  # drawn at once, and at most
+RANDOM_SETS = (8, 48)  # drawn at once, and at most
 RUINOUS = 1.0  # nats a token of held-out loss; without so much, the loop is not all that broke
 CANDIDATES = 24  # parts that a greedy step tries
 
@@ -212,7 +213,9 @@ class _Lab:
         self.whole = self.replay.scores([[]], bank).log_odds[0]
         self.parts = parts_of(model.config)
         self.interventions = 0
+        self._costs: dict[frozenset[Part], float] = {}
         self._played: dict[frozenset[Part], tuple[np.ndarray, list[Outcome]]] = {}
+        self._first: dict[frozenset[Part], Outcome] = {}  # what becomes of the loop from its first start
 
     def effects(self, log_odds: np.ndarray) -> tuple[list[float], list[Interval]]:
         changes = (log_odds - self.whole).astype(np.float64)
@@ -222,6 +225,7 @@ class _Lab:
     def alone(self) -> list[PartEffect]:
         played = self.replay.play([[part] for part in self.parts], self.bank, [[0]] * len(self.parts))
         self.interventions += len(self.parts)
+        self._first |= {frozenset([part]): found[0] for part, found in zip(self.parts, played.outcomes, strict=True)}
         # The most negative effect first.
         self.strongest = [self.parts[row] for row in played.log_odds.mean(axis=1).argsort(kind="stable")]
         effects, intervals = self.effects(played.log_odds)
@@ -279,36 +283,51 @@ class _Lab:
         """Without the parts that the set does not need."""
         while len(found) > 1:
             fewer = [[part for part in found if part != left_out] for left_out in found]
-            still = [parts for parts, broken in zip(fewer, self.breaks(fewer), strict=True) if broken]
-            if not still:
+            still = self.first_to_break(fewer)
+            if still is None:
                 break
-            found = still[0]
+            found = still
         return found
+
+    def first_to_break(self, sets: Sequence[list[Part]]) -> list[Part] | None:
+        """The first of the sets that breaks the loop from every start; those behind it are hardly tried."""
+        self._try_first(sets)
+        return next((parts for parts in sets if self.breaks([parts])[0]), None)
 
     def breaks(self, sets: Sequence[list[Part]]) -> list[bool]:
         """Whether each set breaks the loop from every start."""
-        return [all(map(breaks, self.played(parts)[1])) for parts in self._prepared(sets)]
+        self._try_first(sets)
+        likely = [breaks(self._first[frozenset(parts)]) for parts in sets]
+        self._play_all([parts for parts, broken in zip(sets, likely, strict=True) if broken])
+        return [broken and all(map(breaks, self.played(parts)[1])) for parts, broken in zip(sets, likely, strict=True)]
 
     def played(self, parts: Sequence[Part]) -> tuple[np.ndarray, list[Outcome]]:
         """The log-odds without a set, and what becomes of the loop from every start. Each set is played once."""
-        [parts] = self._prepared([parts])
+        self._play_all([parts])
         return self._played[frozenset(parts)]
 
-    def _prepared(self, sets: Sequence[Sequence[Part]]) -> Sequence[Sequence[Part]]:
+    def _try_first(self, sets: Sequence[Sequence[Part]]) -> None:
+        """Most sets do not even break the loop from its first start, and need no other."""
+        new = [parts for parts in sets if frozenset(parts) not in self._first]
+        if new:
+            outcomes = self.replay.play(new, self.bank, [[0]] * len(new)).outcomes
+            self.interventions += len(new)
+            self._first |= {frozenset(parts): found[0] for parts, found in zip(new, outcomes, strict=True)}
+
+    def _play_all(self, sets: Sequence[Sequence[Part]]) -> None:
         new = [parts for parts in sets if frozenset(parts) not in self._played]
         if new:
             replayed = self.replay.play(new, self.bank)
-            self.interventions += len(new)
+            self.interventions += sum(frozenset(parts) not in self._first for parts in new)
             for row, parts in enumerate(new):
                 self._played[frozenset(parts)] = replayed.log_odds[row], replayed.outcomes[row]
-        return sets
 
     def copying(self, suspects: Suspects, max_size: int) -> list[Part]:
         """The fewest heads by attention to earlier copies that break the loop; leaves half of the heads to compare."""
         n_heads = self.model.config.n_layers * self.model.config.n_heads
         heads = list(copying_heads(suspects, min(max_size, max(1, n_heads // 2))))
         sets = [heads[: size + 1] for size in range(len(heads))]
-        return next((parts for parts, broken in zip(sets, self.breaks(sets), strict=True) if broken), heads)
+        return self.first_to_break(sets) or heads
 
     def set_effect(self, parts: list[Part]) -> SetEffect:
         log_odds, outcomes = self.played(parts)
@@ -375,15 +394,14 @@ class _Lab:
 
     def costs(self, sets: Sequence[Sequence[Part]]) -> list[float]:
         """The change of the loss on the reference without each set, in nats a token."""
-        tokens = self.reference[:COST_WINDOWS]
-        [whole, *without] = [self._loss(parts, tokens) for parts in [[], *sets]]
+        asked = [frozenset(parts) for parts in [[], *sets]]
+        new = [parts for parts in dict.fromkeys(asked) if parts not in self._costs]
+        if new:
+            tokens = self.reference[:COST_WINDOWS]
+            losses = losses_without(self.model, [list(parts) for parts in new], self.bank, tokens)
+            self._costs |= zip(new, losses, strict=True)
+        whole, *without = (self._costs[parts] for parts in asked)
         return [loss - whole for loss in without]
-
-    def _loss(self, parts: Sequence[Part], tokens: Int[Tensor, "row pos"]) -> float:
-        interventions = Interventions(self.model, [parts], self.bank)
-        interventions.move_to(torch.arange(tokens.shape[1] - 1)[None])
-        with interventions.active():
-            return loss_of(self.model, tokens)
 
 
 def established_replay(model: Shard, generation: Generation, onset: Onset) -> Replay:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shardscope.failures.loop_xray.parts import Part, XrayError
@@ -107,8 +108,18 @@ class Interventions:
                     mlps[part.layer, row] = True
                 else:
                     heads[part.layer, row, part.head] = True
-        self._heads = {layer: heads[layer].to(device) for layer in range(config.n_layers) if heads[layer].any()}
-        self._mlps = {layer: mlps[layer].to(device) for layer in range(config.n_layers) if mlps[layer].any()}
+        self._choose(heads.to(device), mlps.to(device))
+
+    def _choose(self, heads: Bool[Tensor, "layer row head"], mlps: Bool[Tensor, "layer row"]) -> None:
+        """What is replaced, and which layers have any of it: the others run without a hook."""
+        self._heads, self._mlps = heads, mlps
+        self._head_layers, self._mlp_layers = heads.flatten(1).any(dim=1).tolist(), mlps.any(dim=1).tolist()
+
+    def of_rows(self, rows: Sequence[int]) -> Interventions:
+        """Those of some of the rows."""
+        chosen = copy(self)
+        chosen._choose(self._heads[:, rows], self._mlps[:, rows])
+        return chosen
 
     def move_to(self, positions: Int[Tensor, "row pos"]) -> None:
         """The next call holds these positions."""
@@ -117,8 +128,17 @@ class Interventions:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Within this context the model's calls are intervened in."""
-        hooks = [(f"blocks.{layer}.attn.hook_z", partial(self._replace_heads, layer)) for layer in self._heads]
-        hooks += [(f"blocks.{layer}.hook_mlp_out", partial(self._replace_mlp, layer)) for layer in self._mlps]
+        layers = range(self.model.config.n_layers)
+        hooks = [
+            (f"blocks.{layer}.attn.hook_z", partial(self._replace_heads, layer))
+            for layer in layers
+            if self._head_layers[layer]
+        ]
+        hooks += [
+            (f"blocks.{layer}.hook_mlp_out", partial(self._replace_mlp, layer))
+            for layer in layers
+            if self._mlp_layers[layer]
+        ]
         with self.model.hooks(fwd_hooks=hooks):
             yield
 

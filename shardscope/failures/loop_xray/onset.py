@@ -13,8 +13,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from shardscope.failures.loop_xray.parts import XrayError
-from shardscope.failures.loop_xray.replay import LOGITS_AT_ONCE, score_tokens
-from shardscope.failures.loops import LoopKind, find_loop
+from shardscope.failures.loop_xray.rows import LOGITS_AT_ONCE, score_tokens
+from shardscope.failures.loops import LoopKind, find_counter, find_loop
 from shardscope.generation import Generation
 from shardscope.microscope import residuals
 from shardscope.model import Shard
@@ -77,7 +77,14 @@ def find_onset(model: Shard, generation: Generation) -> Onset:
     """The loop in which a text ends. Raises XrayError for a text that ends in none."""
     if len(generation.ids) == 0:
         raise XrayError("the text is empty; an X-ray takes a text that ends in a loop")
-    loop = find_loop(generation.ids, [text_of(model, [id]) for id in generation.ids])
+    pieces = pieces_of(model, generation.ids)
+    loop = find_loop(generation.ids, pieces)
+    if loop is None and (counter := find_counter(generation.ids, pieces)) is not None:
+        shown = "".join(pieces[counter.start : counter.start + counter.period])
+        raise XrayError(
+            f"the text ends in a counter, a loop in which a number changes ({shown!r}, from token {counter.start} on); "
+            "an X-ray compares a loop's copies token by token, so pass a prompt whose loop repeats exactly"
+        )
     if loop is None:
         raise XrayError(
             f"the text of {len(generation.ids)} tokens does not end in a loop, so there is nothing to explain; "
@@ -125,6 +132,11 @@ def text_of(model: Shard, ids: Sequence[int]) -> str:
     """What the ids say; '' for a model without a tokenizer, and for ids that a padded vocabulary leaves unused."""
     tokenizer = model.tokenizer
     return "" if tokenizer is None else tokenizer.decode([id for id in ids if id < tokenizer.vocab_size])
+
+
+def pieces_of(model: Shard, ids: Sequence[int]) -> list[str]:
+    """What each id says by itself; '' for a model without a tokenizer."""
+    return [text_of(model, [id]) for id in ids]
 
 
 def _scored(model: Shard, ids: list[int], first: int) -> tuple[Tensor, ...]:

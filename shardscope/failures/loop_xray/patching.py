@@ -20,7 +20,8 @@ from shardscope.failures.intervals import Interval, bootstrap, wilson
 from shardscope.failures.loop_xray.interventions import UNTOUCHED, Interventions, activations
 from shardscope.failures.loop_xray.onset import Onset
 from shardscope.failures.loop_xray.parts import Part
-from shardscope.failures.loop_xray.replay import FEWEST_PERIODS, is_rotation, read_tokens, write_tokens
+from shardscope.failures.loop_xray.replay import FEWEST_PERIODS, is_rotation
+from shardscope.failures.loop_xray.rows import read_tokens, write_tokens
 from shardscope.failures.loops import MIN_COPIES_OF_ONE_TOKEN, MIN_TOKENS, find_loop
 from shardscope.generation import Decoder, Generation, Packed
 from shardscope.model import Shard
@@ -79,7 +80,7 @@ def patch_clean_runs(
     interventions = Interventions(model, sets, bank, entry_of)
     forced = torch.cat([rows, block.expand(len(rows), -1)], dim=1)
     decoder = Decoder(model, len(rows), width + length, packed)
-    log_odds = read_tokens(decoder, interventions, forced).log_odds[:, width:].reshape(3, runs, period)
+    log_odds = read_tokens(decoder, interventions, forced, first=width).log_odds.reshape(3, runs, period)
     changes = (log_odds[:2] - log_odds[2]).mean(axis=2, dtype=np.float64)
     low, high = bootstrap(changes)
     decoder = Decoder(model, len(rows), width + length, packed)

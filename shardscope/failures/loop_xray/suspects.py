@@ -19,7 +19,7 @@ from shardscope.config import LayerKind
 from shardscope.failures.intervals import Interval, bootstrap
 from shardscope.failures.loop_xray.onset import Onset
 from shardscope.failures.loop_xray.parts import Part, parts_of
-from shardscope.failures.loop_xray.replay import score_tokens
+from shardscope.failures.loop_xray.rows import score_tokens
 from shardscope.generation import Generation
 from shardscope.microscope import read_layers
 from shardscope.model import HookPoint, Shard

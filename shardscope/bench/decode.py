@@ -3,7 +3,8 @@
 What `shardscope bench decode` prints and writes comes from here. The peer is the exported checkpoint in stock
 transformers with its dynamic cache. Runs alternate, so that what slows the machine slows both; medians are reported.
 A step reads every weight and the cached keys and values once, so the bytes of a token over the measured memory
-bandwidth bound the speed at batch 1.
+bandwidth bound the speed at batch 1. With `--sampled` both also write at temperature 1, of all tokens: the peer draws
+from a generator of its own, so those texts differ.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PEER = "transformers"
-FLAGS = ("checkpoint", "model", "batch", "prompt", "new", "runs", "dtype", "out")
+SAMPLED = ", sampled"
+FLAGS = ("checkpoint", "model", "batch", "prompt", "new", "sampled", "runs", "dtype", "out")
 STORY = (
     "The ferry left at six in the morning, when the harbour was still dark and only the baker had a light in his "
     "window. Anna stood at the rail with her brother and counted the boats that came in from the night's fishing. She "
@@ -54,7 +56,7 @@ class Measured:
     tokens_per_second: float
     spread: float | None  # as in measure.py
     seconds: list[float]  # of every run
-    same_tokens: float  # share of the generated tokens that equal the peer's
+    same_tokens: float | None  # share of the generated tokens that equal the peer's; None: they are sampled
     bytes_per_token: float  # of weights and cache that a step reads, for each sequence
     share_of_bandwidth: float  # as if every token were a step of its own; above 1 where several share one
 
@@ -78,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--new", nargs="+", type=int, default=[128], metavar="N", help="tokens to generate (default 128)"
     )
+    parser.add_argument("--sampled", action="store_true", help="also write at temperature 1")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: float32 on a CPU, else bfloat16")
     measure.add_shared_arguments(parser, runs=5)
 
@@ -97,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     bandwidth = memory_bandwidth(device)
     rows: list[Measured] = []
     for batch, prompt, new in cases:
-        rows += compare(model, peer, batch, prompt, new, arguments.runs, bandwidth)
+        rows += compare(model, peer, batch, prompt, new, arguments.runs, bandwidth, arguments.sampled)
     report = {
         "command": measure.command_line("decode", arguments, *FLAGS),
         "machine": measure.machine(device),
@@ -141,35 +144,43 @@ def peer_of(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTraine
 
 
 def compare(
-    model: Shard, peer: PreTrainedModel, batch: int, prompt: int, new: int, runs: int, bandwidth: float
-) -> list[Measured]:
-    """A row for each way of writing the same greedy text; the first is transformers', to which the others are held."""
+    model: Shard, peer: PreTrainedModel, batch: int, prompt: int, new: int, runs: int, bandwidth: float,
+    sampled: bool = False,
+) -> list[Measured]:  # fmt: skip
+    """A row for each way of writing the same greedy text; the first is transformers', to which the others are held.
+
+    `sampled`: two more, at temperature 1.
+    """
     picked = _prompts(model, batch, prompt)
     prompts, packed = picked.tolist(), Packed(model)
     tokens = picked.to(model.device)
 
-    def theirs(**settings: int) -> list[list[int]]:
+    def theirs(sample: bool = False, **settings: int) -> list[list[int]]:
         with torch.inference_mode():
             # The end token is an ordinary one here, so that every run writes the same number of tokens.
             written: Tensor = peer.generate(  # type: ignore[operator]
                 tokens,
                 attention_mask=torch.ones_like(tokens),
                 max_new_tokens=new,
-                do_sample=False,
+                do_sample=sample,
+                **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}),
                 eos_token_id=None,
                 pad_token_id=0,
                 **settings,
             )
         return written[:, prompt:].tolist()
 
-    def ours(lookup: bool) -> list[list[int]]:
-        config = SamplingConfig(max_new_tokens=new, stop_at_eos=False, lookup=lookup)
+    def ours(lookup: bool = False, temperature: float = 0.0) -> list[list[int]]:
+        config = SamplingConfig(max_new_tokens=new, stop_at_eos=False, lookup=lookup, temperature=temperature)
         return [list(generation.ids) for generation in generate(model, prompts, config, packed=packed)]
 
-    decoders: dict[str, Callable[[], list[list[int]]]] = {PEER: theirs, "shardscope": partial(ours, lookup=False)}
+    decoders: dict[str, Callable[[], list[list[int]]]] = {PEER: theirs, "shardscope": ours}
     if batch == 1 and model.device.type == "cpu" and model.embed.W_E.dtype == torch.float32:
         decoders["transformers, prompt lookup"] = partial(theirs, prompt_lookup_num_tokens=10)
         decoders["shardscope, lookup (default)"] = partial(ours, lookup=True)
+    if sampled:
+        decoders[PEER + SAMPLED] = partial(theirs, sample=True)
+        decoders["shardscope" + SAMPLED] = partial(ours, temperature=1.0)
     expected = theirs()
     texts = {name: decoder() for name, decoder in decoders.items()}  # warm
     seconds = measure.taking_turns(decoders, runs, model.device)
@@ -183,7 +194,7 @@ def compare(
             tokens_per_second=(speed := batch * new / measure.summary(times).median),
             spread=measure.summary(times).spread,
             seconds=times,
-            same_tokens=_share_equal(texts[name], expected),
+            same_tokens=None if name.endswith(SAMPLED) else _share_equal(texts[name], expected),
             bytes_per_token=size,
             share_of_bandwidth=speed * size / bandwidth,
         )
@@ -224,10 +235,11 @@ def table(report: dict[str, Any]) -> str:
         "",
     ]
 
-    def case(row: dict[str, Any]) -> tuple[int, int, int]:
-        return row["batch"], row["prompt"], row["new"]
+    def case(row: dict[str, Any]) -> tuple[int, int, int, bool]:
+        return row["batch"], row["prompt"], row["new"], row["decoder"].endswith(SAMPLED)
 
-    base = {case(row): row["tokens_per_second"] for row in report["rows"] if row["decoder"] == PEER}
+    peers = (PEER, PEER + SAMPLED)
+    base = {case(row): row["tokens_per_second"] for row in report["rows"] if row["decoder"] in peers}
     header = [
         "decoder",
         "batch",
@@ -247,7 +259,7 @@ def table(report: dict[str, Any]) -> str:
             f"{row['tokens_per_second']:,.1f}",
             measure.shown_spread(row["spread"]),
             f"{row['tokens_per_second'] / base[case(row)]:.2f}×",
-            f"{row['same_tokens']:.1%}",
+            "–" if row["same_tokens"] is None else f"{row['same_tokens']:.1%}",
             f"{row['bytes_per_token'] / 1e6:.1f}",
             f"{row['share_of_bandwidth']:.0%}",
         ]

@@ -106,7 +106,8 @@ def command_line(what: str, arguments: argparse.Namespace, *flags: str) -> str:
     words = ["shardscope", "bench", what]
     for flag in flags:
         if value := getattr(arguments, flag):
-            words += ["--" + flag.replace("_", "-"), *map(str, value if isinstance(value, list) else [value])]
+            words.append("--" + flag.replace("_", "-"))
+            words += [] if value is True else map(str, value if isinstance(value, list) else [value])
     return " ".join(words)
 
 

@@ -2,11 +2,16 @@
 
 What `shardscope bench xray` prints and writes comes from here. One by one is what one would do by hand: hooks that
 ablate the part, and `generate` from the loop's first copies on, for as many tokens as the batched replay may write.
+Only some parts are ablated by hand, and times are compared by the intervention. Beside the seconds on the clock stand
+those of the processor, all threads together, which other programs disturb less.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from statistics import median
+from time import process_time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +22,16 @@ from shardscope.checkpoint import BUILT_IN
 from shardscope.config import PRESETS, ConfigError
 from shardscope.device import pick_device
 from shardscope.failures.held_out import held_out_ids, windows
-from shardscope.failures.loop_xray import XrayError, ablation_bank, find_onset, find_suspects, parts_of, switched_off
-from shardscope.failures.loop_xray.cause import REFERENCE_LENGTH, REFERENCE_WINDOWS, established_replay, find_cause
+from shardscope.failures.loop_xray import (
+    XrayError,
+    ablation_bank,
+    find_onset,
+    find_suspects,
+    parts_of,
+    switched_off,
+    xray,
+)
+from shardscope.failures.loop_xray.cause import REFERENCE_LENGTH, REFERENCE_WINDOWS, established_replay
 from shardscope.generation import Generation, SamplingConfig, generate
 from shardscope.model import Shard
 
@@ -28,20 +41,22 @@ if TYPE_CHECKING:
 PROMPT = "The capital of France is"
 PROMPT_TOKENS, NEW_TOKENS = 16, 512
 TRIED = 16  # random prompts of a random model
-BY_HAND = 12  # parts that are ablated one by one, spread over all; each costs the same
+BY_HAND = 8  # parts that are ablated one by one, spread over all; each costs the same
+BATCHED, ALONE = "every part, one batch", "parts one by one"
 DTYPES = ("float32", "bfloat16")
 FLAGS = ("checkpoint", "model", "prompt", "runs", "dtype", "out")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A row of the table: the median of its runs, in seconds, and that over the number of interventions."""
+    """A row of the table: the medians of its runs, on the clock and of the processor, and how many interventions."""
 
     what: str
     interventions: int
     seconds: float
     spread: float | None
     runs: list[float]
+    processor_seconds: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,10 +113,9 @@ def looping_text(model: Shard, prompt: str | None) -> Generation:
 
 
 def compare(model: Shard, generation: Generation, runs: int) -> list[Measured]:
-    """When and who; the whole verdict; every part in one batch; and some of them one by one, by hand."""
+    """When and who; all stages; every part in one batch; and some of them one by one, by hand."""
     device, parts = model.device, parts_of(model.config)
     onset = find_onset(model, generation)
-    suspects = find_suspects(model, generation, onset)
     length = min(REFERENCE_LENGTH, model.config.n_ctx)
     bank = ablation_bank(model, windows(held_out_ids(model), REFERENCE_WINDOWS, length))
     replay = established_replay(model, generation, onset)
@@ -113,9 +127,9 @@ def compare(model: Shard, generation: Generation, runs: int) -> list[Measured]:
     def quick() -> None:
         find_suspects(model, generation, find_onset(model, generation))
 
-    def verdict() -> None:
+    def everything() -> None:
         nonlocal tried
-        tried = find_cause(model, generation, onset, suspects).interventions
+        tried = xray(model, generation).cause.interventions
 
     def batched() -> None:
         replay.play([[part] for part in parts], bank, [[0]] * len(parts))
@@ -126,13 +140,24 @@ def compare(model: Shard, generation: Generation, runs: int) -> list[Measured]:
                 generate(model, [prompt], by_hand)
 
     batched()  # warm
-    ways = {"onset and ranks": quick, "verdict": verdict, "every part, one batch": batched, "parts one by one": alone}
-    seconds = measure.taking_turns(ways, runs, device)
-    counts = {"verdict": tried, "every part, one batch": len(parts), "parts one by one": len(some)}
+    ways = {"onset and ranks": quick, "the whole X-ray": everything, BATCHED: batched, ALONE: alone}
+    processor: dict[str, list[float]] = {what: [] for what in ways}
+
+    def noted(what: str, work: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            start = process_time()
+            work()
+            processor[what].append(process_time() - start)
+
+        return run
+
+    seconds = measure.taking_turns({what: noted(what, work) for what, work in ways.items()}, runs, device)
+    counts = {"the whole X-ray": tried, BATCHED: len(parts), ALONE: len(some)}
     rows = []
     for what, times in seconds.items():
         timing = measure.summary(times)
-        rows.append(Measured(what, counts.get(what, 0), timing.median, timing.spread, times))
+        spent = median(processor[what])
+        rows.append(Measured(what, counts.get(what, 0), timing.median, timing.spread, times, spent))
     return rows
 
 
@@ -144,8 +169,18 @@ def table(report: dict[str, Any]) -> str:
         "",
     ]
     rows = []
+    each: dict[str, float] = {}
     for row in report["rows"]:
-        each = f"{1000 * row['seconds'] / row['interventions']:,.0f} ms" if row["interventions"] else "–"
-        shown = str(row["interventions"] or "–")
-        rows.append([row["what"], shown, f"{row['seconds']:.2f}", measure.shown_spread(row["spread"]), each])
-    return "\n".join([*lines, *measure.table(["what", "interventions", "seconds", "spread", "each"], rows)])
+        shown = "–"
+        if row["interventions"]:
+            each[row["what"]] = row["seconds"] / row["interventions"]
+            shown = f"{1000 * each[row['what']]:,.0f} ms"
+        spread, spent = measure.shown_spread(row["spread"]), f"{row['processor_seconds']:.2f}"
+        rows.append([row["what"], str(row["interventions"] or "–"), f"{row['seconds']:.2f}", spread, spent, shown])
+    header = ["what", "interventions", "seconds", "spread", "processor", "each"]
+    lines += [
+        *measure.table(header, rows),
+        "",
+        f"An intervention takes {each[ALONE] / each[BATCHED]:.1f} times as long by hand.",
+    ]
+    return "\n".join(lines)

@@ -352,14 +352,29 @@ def test_a_saved_view_of_a_loop_is_remade_by_its_cell(looping_checkpoint: Path, 
     left: dict[str, Any] = {}
     exec(sample_cell(shown), left)
     assert left["generation"].text == text.text
-    left = {}
-    exec(rewritten_cell(shown, ["MLP0", "L1H2"]), left)
+
+
+def test_the_texts_beside_each_other_are_those_that_the_cures_count(
+    looping_checkpoint: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    """On the page, in its cell, and by the label: a text loops where the table says that it does."""
+    opened = try_to_open("looping", looping_checkpoint)
+    assert opened is not None
+    sampling = SamplingConfig(max_new_tokens=96)
+    for prompt in CARD_PROMPTS:
+        text = generate(opened.model, prompt.text, sampling)
+        if find_loop(text.ids):
+            break
+    ids = tuple(tiny_tokenizer.encode(prompt.text, bos=True))
+    shown = Looping(opened, prompt, Continuation(text.ids, text.text, text.stop_reason), ids, sampling)
     when = find_onset(opened.model, shown.generation)
     drawn = compared(try_cures(opened.model, shown.generation, when, ["MLP0", "L1H2"]))
+    left: dict[str, Any] = {}
+    exec(rewritten_cell(shown, ["MLP0", "L1H2"]), left)
     assert left["texts"] == [continuation_of(cure).text for cure in drawn.values()]
+    assert drawn["the whole model"].ids[: len(text.ids)] == list(text.ids)
     for cure in drawn.values():
-        flagged = judge(prompt, continuation_of(cure), tiny_tokenizer).loop is not None
-        assert cure.looping == flagged
+        assert cure.looping == (judge(prompt, continuation_of(cure), tiny_tokenizer).loop is not None)
 
 
 def test_only_a_prompt_is_unpacked(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> None:

@@ -21,7 +21,7 @@ def test_the_bench_writes_the_same_tokens_as_transformers_and_says_how_fast(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("transformers")
-    words = ["--model", "shard-pico", "--batch", "1", "2", "--new", "12", "--runs", "1", "--device", "cpu"]
+    words = ["--model", "shard-pico", "--batch", "1", "2", "--new", "12", "--runs", "1", "--device", "cpu", "--sampled"]
     assert bench.run(arguments(*words, "--out", str(tmp_path / "decode.json"))) == 0
     report = json.loads((tmp_path / "decode.json").read_text())
     assert [(row["decoder"], row["batch"]) for row in report["rows"]] == [
@@ -29,10 +29,16 @@ def test_the_bench_writes_the_same_tokens_as_transformers_and_says_how_fast(
         ("shardscope", 1),
         ("transformers, prompt lookup", 1),
         ("shardscope, lookup (default)", 1),
+        ("transformers, sampled", 1),
+        ("shardscope, sampled", 1),
         ("transformers", 2),
         ("shardscope", 2),
+        ("transformers, sampled", 2),
+        ("shardscope, sampled", 2),
     ]
-    assert all(row["same_tokens"] == 1 and row["tokens_per_second"] > 0 for row in report["rows"])
+    assert all(row["tokens_per_second"] > 0 for row in report["rows"])
+    assert all(row["same_tokens"] == (None if "sampled" in row["decoder"] else 1) for row in report["rows"])
+    assert "--new 12 --sampled --runs 1 --out" in report["command"]
     assert report["memory_bandwidth"] > 1e8
     assert "| shardscope | 2 | 32 + 12 |" in capsys.readouterr().out
 

@@ -34,10 +34,15 @@ def test_a_verdict_and_its_interventions_are_timed(
     report = json.loads((tmp_path / "xray.json").read_text())
     assert (report["period"], report["parts"]) == (1, 20)
     rows = {row["what"]: row for row in report["rows"]}
-    assert list(rows) == ["onset and ranks", "verdict", "every part, one batch", "parts one by one"]
-    assert rows["every part, one batch"]["interventions"] == 20 <= rows["verdict"]["interventions"]
+    assert list(rows) == ["onset and ranks", "the whole X-ray", "every part, one batch", "parts one by one"]
+    assert rows["every part, one batch"]["interventions"] == 20 <= rows["the whole X-ray"]["interventions"]
     assert all(row["seconds"] > 0 for row in report["rows"])
-    assert "| parts one by one |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| parts one by one |" in printed
+    one, batch = (
+        rows[what]["seconds"] / rows[what]["interventions"] for what in ("parts one by one", "every part, one batch")
+    )
+    assert f"An intervention takes {one / batch:.1f} times as long by hand." in printed
 
 
 def test_a_model_that_does_not_loop_is_one_sentence(tiny_checkpoint: Path) -> None:

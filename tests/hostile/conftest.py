@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
+from attacks import ATTACKS, Count, record
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -11,3 +17,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("hostile"):
             item.add_marker(pytest.mark.skip(reason="takes long; run it with -m hostile"))
+
+
+@pytest.fixture
+def attack() -> Iterator[Callable[[str], Count]]:
+    """Counts the tries of an attack of ATTACKS; see attacks.py for where the figures go."""
+    counts: dict[str, Count] = {}
+
+    def count(name: str) -> Count:
+        assert name in ATTACKS
+        return counts.setdefault(name, Count())
+
+    began = time.monotonic()
+    yield count
+    assert all(one.tried == one.unharmed + one.refused + len(one.lost) > 0 for one in counts.values())
+    if file := os.environ.get("SHARDSCOPE_FIGURES"):
+        record(Path(file), counts, time.monotonic() - began)

@@ -1,7 +1,4 @@
-"""Every way to die, everywhere: the long form of `tests/train/test_dying.py`.
-
-With SHARDSCOPE_HOSTILE_JSON=FOLDER the figures are written there, a file for each way.
-"""
+"""Every way to die, everywhere: the long form of `tests/train/test_dying.py`."""
 
 from __future__ import annotations
 
@@ -11,12 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from attacks import Count
 from dying import die
 
 from shardscope.checkpoint import list_checkpoints, read_tensors
+from shardscope.config import ConfigError
 from shardscope.train.lineage import weights_digest
 from shardscope.train.metrics import read_metrics
 
@@ -39,8 +39,11 @@ pytestmark = [
         ("forks_of_a_run_that_deletes", 10),
     ],
 )
-def test_nothing_is_lost_by_dying(recipe_file: Path, tmp_path: Path, way: str, cases: int | str) -> None:
+def test_nothing_is_lost_by_dying(
+    recipe_file: Path, tmp_path: Path, attack: Callable[[str], Count], way: str, cases: int | str
+) -> None:
     found = die(recipe_file, tmp_path / "deaths", {way: cases})[way]
+    attack(way).add(found["tried"], found["sentences"], found["lost"])
     assert found["lost"] == []
     assert found["tried"] >= 10
 
@@ -67,7 +70,9 @@ def result(case: Path) -> tuple[str, list[int], list[str]]:
     return weights_digest(read_tensors(last / "model.safetensors")), steps, [last.name]
 
 
-def test_killed_at_any_system_call_that_changes_a_file(recipe_file: Path, tmp_path: Path) -> None:
+def test_killed_at_any_system_call_that_changes_a_file(
+    recipe_file: Path, tmp_path: Path, attack: Callable[[str], Count]
+) -> None:
     """Also those of libraries that are not written in Python."""
     if not shutil.which("strace"):
         pytest.skip("strace is not installed")
@@ -76,37 +81,48 @@ def test_killed_at_any_system_call_that_changes_a_file(recipe_file: Path, tmp_pa
         pytest.skip(f"strace may not trace here: {counted.stderr[-200:]}")
     total = int(re.findall(r"(\d+)(?:\s+\d+)?\s+total$", counted.stderr, re.MULTILINE)[-1])
     expected, rng = result(tmp_path / "whole"), random.Random(0)
+    count = attack("kills_at_calls")
     for number in range(30):
         case = tmp_path / f"case-{number}"
-        for _ in range(2):
-            inject = f"inject={CHANGES}:signal=SIGKILL:when={rng.randint(1, total)}"
-            train(recipe_file, case, "strace", "-f", "-o", "/dev/null", "-e", f"trace={CHANGES}", "-e", inject)
-        done = train(recipe_file, case)
-        assert done.returncode == 0, done.stderr
-        assert result(case) == expected
-        shutil.rmtree(case)
+        with count.attempt(case.name):
+            for _ in range(2):
+                inject = f"inject={CHANGES}:signal=SIGKILL:when={rng.randint(1, total)}"
+                train(recipe_file, case, "strace", "-f", "-o", "/dev/null", "-e", f"trace={CHANGES}", "-e", inject)
+            done = train(recipe_file, case)
+            assert done.returncode == 0, done.stderr
+            assert result(case) == expected
+            shutil.rmtree(case)
+    assert count.lost == []
 
 
-@pytest.mark.parametrize("kilobytes", [4, 8, 32, 64, 128, 256, 512, 1024])
 def test_a_small_disk_says_one_sentence_and_a_larger_one_goes_on(
-    recipe_file: Path, tmp_path: Path, kilobytes: int
+    recipe_file: Path, tmp_path: Path, attack: Callable[[str], Count]
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no file system can be mounted here")
-    try:
-        done = train(recipe_file, disk)
-        if done.returncode:
-            assert re.fullmatch(
-                r"error: .*(no room is left|No space left|cannot be written).*", done.stderr.splitlines()[-1]
-            )
-            assert "Traceback" not in done.stderr
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        done = train(recipe_file, disk)
-        assert done.returncode == 0, done.stderr
-        assert train(recipe_file, tmp_path / "whole").returncode == 0
-        assert result(disk) == result(tmp_path / "whole")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    assert train(recipe_file, tmp_path / "whole").returncode == 0
+    count = attack("small_disks")
+    for kilobytes in (4, 8, 32, 64, 128, 256, 512, 1024):
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("no file system can be mounted here")
+        try:
+            with count.attempt(f"{kilobytes} kB"):
+                _fill_up_and_grow(recipe_file, disk, result(tmp_path / "whole"))
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+    assert count.lost == []
+
+
+def _fill_up_and_grow(recipe_file: Path, disk: Path, expected: tuple[str, list[int], list[str]]) -> None:
+    """Raises the sentence of the first run as a ConfigError, if the second ends as an undisturbed one."""
+    first = train(recipe_file, disk)
+    subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+    then = train(recipe_file, disk)
+    assert then.returncode == 0, then.stderr
+    assert result(disk) == expected
+    if first.returncode:
+        assert "Traceback" not in first.stderr
+        sentence = first.stderr.splitlines()[-1]
+        assert re.fullmatch(r"error: .*(no room is left|No space left|cannot be written).*", sentence)
+        raise ConfigError(sentence)

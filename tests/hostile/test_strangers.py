@@ -1,0 +1,227 @@
+"""Files of strangers, at every place where a command reads one: little memory, no endless wait, nothing executed."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attacks import Count
+from tiny_run import RECIPE, write_corpus
+
+from shardscope.config import load_recipe
+from shardscope.train import train
+
+pytestmark = [
+    pytest.mark.hostile,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(sys.platform != "linux", reason="forks, and makes sparse files and pipes"),
+]
+PROGRAM = Path(__file__).with_name("strangers.py")
+MB, GB = 2**20, 2**30
+MOST_MEGABYTES = 2048
+
+
+def attempts(count: Count, folder: Path, commands: list[tuple[str, list[str]]], must_refuse: bool = False) -> None:
+    """Run each command line in a process of its own, and count how it ended."""
+    asked = subprocess.run(
+        [sys.executable, str(PROGRAM), str(folder)], input=json.dumps(commands), capture_output=True, text=True,
+        check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    ended = [json.loads(line) for line in asked.stdout.splitlines()]
+    assert len(ended) == len(commands), asked.stderr
+    for one in ended:
+        count.tried += 1
+        if one["megabytes"] > MOST_MEGABYTES:
+            count.lost.append(f"{one['name']}: {one['megabytes']} MB")
+        elif one["how"] == "sentence":
+            count.refused += 1
+        elif one["how"] == "done" and not must_refuse:
+            count.unharmed += 1
+        else:
+            count.lost.append(f"{one['name']}: {one['how']}")
+    most = count.measured
+    most["most_megabytes"] = max(most.get("most_megabytes", 0), *(one["megabytes"] for one in ended))
+    most["most_cpu_seconds"] = max(most.get("most_cpu_seconds", 0), *(one["seconds"] for one in ended))
+
+
+# --------------------------------------------------------------------------------------------- planted files
+
+
+class Runs:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.mark}",)
+
+
+def sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+def header(text: bytes, data: bytes = b"", length: int | None = None) -> bytes:
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def packed_object(mark: Path) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"model": Runs(mark)}, buffer)
+    return buffer.getvalue()
+
+
+def numpy_object(mark: Path) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Runs(mark)], dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+def contents(mark: Path) -> dict[str, bytes | Callable[[Path], object]]:
+    """What may lie where a file is expected: bytes, or how to make it."""
+    one = {"dtype": "F32", "shape": [2**24, 2**24], "data_offsets": [0, 2**50]}
+    yaml = f"a: !!python/object/apply:os.system ['touch {mark}']\n"
+    return {
+        "a pickle": pickle.dumps(Runs(mark)),
+        "a pickle of protocol 0": pickle.dumps(Runs(mark), protocol=0),
+        "a pickle in torch's archive": packed_object(mark),
+        "a pickle in a NumPy array": numpy_object(mark),
+        "YAML that calls": yaml.encode(),
+        "Python": f"import os; os.system('touch {mark}')\n".encode(),
+        "nothing": b"",
+        "a space": b" ",
+        "NULs": bytes(MB),
+        "a terabyte of NULs": sparse,
+        "nested lists": b"[" * 100_000,
+        "nested lists that end": b"[" * 100_000 + b"]" * 100_000,
+        "60 MB of nested lists": b"[" * (60 * MB),
+        "nested tables": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        "nested TOML": b"a = " + b"[" * 100_000 + b"]" * 100_000,
+        "nested TOML keys": b".".join([b"a"] * 100_000) + b" = 1",
+        "long numbers": b'{"step": ' + b"9" * 5000 + b"}",
+        "a long TOML number": b"name = " + b"9" * 5000,
+        "a list": b"[1, 2]",
+        "null": b"null",
+        "an empty table": b"{}",
+        "not finite": b'{"step": NaN, "model": Infinity}',
+        "half a character": b'{"name": "\\ud800"}',
+        "50 MB of numbers": b"[" + b"1.5," * (12 * MB) + b"1]",
+        "one key many times": b"{" + b'"a": 1, ' * 100_000 + b'"a": 2}',
+        "Latin-1": "{\"name\": \"caf\xe9\"}".encode("latin-1"),
+        "UTF-16": '{"name": "a"}'.encode("utf-16"),
+        "a UTF-8 mark": b'\xef\xbb\xbf{"name": "a"}',
+        "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n",
+        "a web page": b"<!DOCTYPE html><html><script>alert(1)</script></html>",
+        "random bytes": bytes(np.random.default_rng(0).integers(0, 256, 50_000, dtype=np.uint8)),
+        "a header that is longer than the file": header(b"{}", length=2**63),
+        "a header that is nested": header(b"[" * 100_000),
+        "a header that promises petabytes": header(json.dumps({"a": one}).encode(), bytes(8)),
+        "gzip of a gigabyte": gzip.compress(bytes(64 * MB), 1) * 16,
+        "control characters": b"\x1b]0;owned\x07\x1b[2J{",
+        "a pipe": os.mkfifo,
+        "a folder": Path.mkdir,
+        "a link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
+        "a link to /dev/full": lambda path: path.symlink_to("/dev/full"),
+        "a link to itself": lambda path: path.symlink_to(path),
+        "a link to nothing": lambda path: path.symlink_to("nothing"),
+        "a link to another's file": lambda path: path.symlink_to("/etc/passwd"),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe, its corpora, its run, and that run's export."""
+    from shardscope.interop import export_pretrained
+
+    folder = tmp_path_factory.mktemp("trained")
+    write_corpus(folder / "one.jsonl", seed=1)
+    write_corpus(folder / "two.jsonl", seed=2)
+    (folder / "tiny.toml").write_text(RECIPE.format(folder=folder))
+    run = load_recipe(folder / "tiny.toml", {"schedule.steps": "10"})
+    train(run, progress=False)
+    from shardscope import load
+
+    model = load(run.folder)
+    export_pretrained(model, folder / "exported")
+    torch.save({"cfg": {"dim": 32}, "model": dict(model.state_dict())}, folder / "model.pt")
+    (folder / "story.txt").write_text("the cat sees the dog")
+    return folder
+
+
+def places(trained: Path) -> dict[str, tuple[Path, list[list[str]]]]:
+    """Every file that a command reads, and commands that read it. `{new}` is a folder that is not there."""
+    run = trained / "run"
+    last = max((run / "checkpoints").iterdir())
+    short = ["--max-new-tokens", "2"]
+    recipe = ["train", str(trained / "tiny.toml"), "--run_dir", "{new}", "--schedule.steps", "2"]
+    original = ["import", str(trained / "model.pt"), "--out", "{new}"]
+    found: dict[str, tuple[Path, list[list[str]]]] = {}
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "manifest.json"):
+        found[f"a checkpoint's {name}"] = (
+            last / name,
+            [["info", str(last)], ["generate", "the cat", "--checkpoint", str(last), *short]],
+        )
+    resume = ["train", str(trained / "tiny.toml"), "--schedule.steps", "11"]
+    found["a checkpoint's state.json"] = (last / "state.json", [["info", str(last)], resume])
+    found["a checkpoint's optimizer.safetensors"] = (last / "optimizer.safetensors", [resume])
+    found["a run's recipe.json"] = (run / "recipe.json", [["report", str(run)]])
+    found["a run's metrics.jsonl"] = (run / "metrics.jsonl", [["report", str(run)]])
+    found["a recipe"] = (trained / "tiny.toml", [recipe])
+    found["a corpus"] = (trained / "one.jsonl", [[*recipe, "--data.cache_dir", "{new}/cache"]])
+    found["a prompt"] = (
+        trained / "story.txt",
+        [["attention", str(last), "--prompt-file", str(trained / "story.txt"), "--out", "{new}"]],
+    )
+    found["the original format"] = (trained / "model.pt", [original])
+    found["the tokenizer of an original"] = (
+        trained / "tok.json",
+        [[*original, "--tokenizer", str(trained / "tok.json")]],
+    )
+    found["the text of an original"] = (trained / "text.txt", [[*original, "--text", str(trained / "text.txt")]])
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        found[f"an export's {name}"] = (
+            trained / "exported" / name,
+            [["import", str(trained / "exported"), "--out", "{new}"]],
+        )
+    return found
+
+
+def test_whatever_lies_where_a_file_is_read_is_one_sentence_and_never_executed(
+    trained: Path, tmp_path: Path, attack: Callable[[str], Count]
+) -> None:
+    count, mark = attack("planted_files"), tmp_path / "executed"
+    for place, (path, commands) in places(trained).items():
+        asked, folders = [], []
+        for what, content in contents(mark).items():
+            # Whoever names a pipe as a prompt or a text means to write to it.
+            if what == "a pipe" and place in ("a prompt", "the text of an original"):
+                continue
+            for number, words in enumerate(commands):
+                copy = tmp_path / f"{len(folders)}"
+                folders.append(copy)
+                shutil.copytree(trained, copy, symlinks=True)
+                recipe = copy / "tiny.toml"
+                recipe.write_text(recipe.read_text().replace(str(trained), str(copy)))
+                planted = copy / path.relative_to(trained)
+                planted.unlink(missing_ok=True)
+                planted.write_bytes(content) if isinstance(content, bytes) else content(planted)
+                said = [word.replace("{new}", str(copy / "new")).replace(str(trained), str(copy)) for word in words]
+                asked.append((f"{place} is {what} ({words[0]} {number})", said))
+        attempts(count, tmp_path, asked)
+        for folder in folders:
+            shutil.rmtree(folder)
+        assert not mark.exists(), f"{place}: something was executed"
+    assert count.lost == []

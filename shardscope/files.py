@@ -274,14 +274,17 @@ def file_inside(folder: Path, name: str, failure: type[ConfigError] = ReadError)
     return path
 
 
-def read_text(path: Path, failure: type[ConfigError] = ReadError, most: int = MOST_TEXT) -> str:
-    """A UTF-8 text file of at most `most` bytes. Raises `failure` with the path and the reason."""
+def read_text(path: Path, failure: type[ConfigError] = ReadError, most: int = MOST_TEXT, errors: str = "strict") -> str:
+    """A UTF-8 text file of at most `most` bytes; `errors` as for `bytes.decode`.
+
+    Raises `failure` with the path and the reason.
+    """
     try:
         with regular_file(path, failure).open("rb") as file:
             data = file.read(most + 1)
         if len(data) > most:
             raise failure(f"{path}: cannot be read: it is larger than {most / 2**20:,.0f} MiB")
-        return data.decode("utf-8")
+        return data.decode("utf-8", errors)
     except (OSError, UnicodeDecodeError) as error:
         raise failure(f"{path}: cannot be read as UTF-8 text: {error}") from None
 

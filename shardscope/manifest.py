@@ -57,7 +57,8 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]] | None:
         raise DamagedError(f"{path}: not a manifest of format {FORMAT}; it was damaged, or a newer version wrote it")
     for name, entry in files.items():
         wanted = {"bytes", "sha256", "tensors"} if _has_tensors(name) else {"bytes", "sha256"}
-        if not isinstance(entry, dict) or entry.keys() != wanted or Path(name).name != name:
+        whole = isinstance(entry, dict) and entry.keys() == wanted and type(entry["bytes"]) is int
+        if not whole or Path(name).name != name:
             raise DamagedError(f"{path}: what it says of {name[:100]!r} is damaged")
     return files
 
@@ -66,8 +67,8 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]] | None:
 def compared(folder: Path, names: Sequence[str]) -> Iterator[None]:
     """While the block reads these files of `folder`, compare them with the manifest; without one, do nothing.
 
-    Small files are compared before the block. Raises DamagedError at its end, or instead of what it raised, where a
-    file is not as it was saved, is missing though it was saved, or is there though it was not.
+    Sizes, and files without tensors, are compared before the block. Raises DamagedError at its end, or instead of what
+    it raised, where a file is not as it was saved, is missing though it was saved, or is there though it was not.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -79,9 +80,15 @@ def compared(folder: Path, names: Sequence[str]) -> Iterator[None]:
             raise DamagedError(f"{folder / name} {there}")
     listed = [name for name in names if name in manifest]
     for name in listed:
-        if not _has_tensors(name) and _digest(folder / name) != manifest[name]["sha256"]:
-            raise DamagedError(f"{folder / name} is not as it was saved (its SHA-256 differs)")
+        if (size := regular_file(folder / name, DamagedError).stat().st_size) != manifest[name]["bytes"]:
+            raise DamagedError(
+                f"{folder / name} is not as it was saved (it has {size} bytes instead of {manifest[name]['bytes']})"
+            )
     with ThreadPoolExecutor(_threads()) as pool:
+        small = {name: pool.submit(_digest, folder / name) for name in listed if not _has_tensors(name)}
+        for name, found in small.items():
+            if found.result() != manifest[name]["sha256"]:
+                raise DamagedError(f"{folder / name} is not as it was saved (its SHA-256 differs)")
         running = {name: _parts(folder / name, pool) for name in listed if _has_tensors(name)}
         try:
             yield

@@ -7,10 +7,12 @@ import codecs
 import re
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from shardscope.config import ConfigError
+from shardscope.files import MOST_TEXT
 
 CHECKPOINT = "a checkpoint folder, or a run (its newest checkpoint); default: the built-in model"
 
@@ -99,7 +101,10 @@ def read_text(file: Path, flag: str) -> str:
     """The text of a file that `flag` names; `-` is standard input. Raises ConfigError."""
     try:
         # Bytes, so that line ends stay as they are.
-        data = sys.stdin.buffer.read() if file == Path("-") else file.read_bytes()
+        with nullcontext(sys.stdin.buffer) if file == Path("-") else file.open("rb") as opened:
+            data = opened.read(MOST_TEXT + 1)
+        if len(data) > MOST_TEXT:
+            raise ConfigError(f"{file}: cannot be read: it is larger than {MOST_TEXT / 2**20:.0f} MiB")
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(

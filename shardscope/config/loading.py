@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from shardscope.config.errors import ConfigError, suggest
 from shardscope.config.recipe import Recipe
 
+MOST_RECIPE = 2**20  # bytes
+
 
 def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
     """The recipe in a TOML file, with `overrides` (dotted key to TOML value, as text) put over it.
@@ -21,7 +23,11 @@ def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) ->
     """
     path = Path(path)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:  # a pipe is read, too, but not without end
+            data = file.read(MOST_RECIPE + 1)
+        if len(data) > MOST_RECIPE:
+            raise ValueError(f"a recipe has at most {MOST_RECIPE:,} bytes")
+        values = tomllib.loads(data.decode("utf-8"))
     except FileNotFoundError:
         near = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
         raise ConfigError(f"{path}: no such recipe{suggest(str(path), near)}") from None

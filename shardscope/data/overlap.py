@@ -31,11 +31,12 @@ from numpy.typing import NDArray
 from shardscope.data.files import DataError, log
 from shardscope.data.shards import WORDS_IN_COMMON, Overlap, SourceShards, TokenShard
 from shardscope.files import read_json, whole_folder, write_json
+from shardscope.manifest import compared, read_manifest, write_manifest
 from shardscope.progress import progress_bar
 from shardscope.tokenizer import Tokenizer
 
 COMMON = 4  # held-out texts that have the same words: they are a formula, not a leak
-_FORMAT = 1  # raise when the same documents are counted in another way
+_FORMAT = 2  # raise when the same documents are counted in another way
 _TOKENS_AT_ONCE = 250_000
 _BASE, _STEP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)  # odd, so they have inverses mod 2⁶⁴
 _FILTER_BITS = 24
@@ -97,16 +98,18 @@ def count_overlap(
                         )
                     both.train.without(documents, making, str(number))
             write_json(making / "overlap.json", found)
+            write_manifest(making, sorted(path.name for path in making.iterdir()))
     return _opened(folder, shards)
 
 
 def _opened(folder: Path, shards: Mapping[str, SourceShards]) -> dict[str, SourceShards]:
     try:
-        found = {name: Overlap(**values) for name, values in read_json(folder / "overlap.json", DataError).items()}
-        kept = {
-            name: TokenShard(folder, str(number)) if found[name].dropped and found[name].documents else both.train
-            for number, (name, both) in enumerate(shards.items())
-        }
+        with compared(folder, sorted(read_manifest(folder) or ())):
+            found = {name: Overlap(**values) for name, values in read_json(folder / "overlap.json", DataError).items()}
+            kept = {
+                name: TokenShard(folder, str(number)) if found[name].dropped and found[name].documents else both.train
+                for number, (name, both) in enumerate(shards.items())
+            }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: damaged ({error}); delete the folder to make it again") from error
     for name, overlap in found.items():

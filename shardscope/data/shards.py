@@ -6,6 +6,9 @@ it appears complete or not at all, and each side of it (train, holdout) is three
     train.tokens       uint16 ids: every document is `<|endoftext|>` and its tokens
     train.starts.npy   for each document the position of its first token
     train.origins.txt  for each document a line, as in `books.jsonl:17`
+
+Its manifest.json says what the files were when they were written, and is compared each time they are opened: a flipped
+bit would be another token, of which training says nothing.
 """
 
 from __future__ import annotations
@@ -35,11 +38,14 @@ from shardscope.data.files import DataError, Reading, log
 from shardscope.data.readers import Document
 from shardscope.data.split import holdout_threshold, side_hash
 from shardscope.files import is_partial, locked, read_json, whole_folder, write_json, write_text
+from shardscope.manifest import compared, write_manifest
 from shardscope.progress import progress_bar
 from shardscope.tokenizer import Tokenizer
 
 WORDS_IN_COMMON = 13  # in a row: documents that have them overlap
-FORMAT = 2  # raise when the files or the cutting of documents change
+PARTS = ("tokens", "starts.npy", "origins.txt")  # of one side
+FORMAT = 3  # raise when the files or the cutting of documents change
+FILES = (*(f"{side}.{part}" for side in ("train", "holdout") for part in PARTS), "malformed.txt", "meta.json")
 _CHARACTERS_AT_ONCE = 2_000_000
 _LOCK, _ABANDONED_AFTER = ".lock", 3600.0  # seconds, for a folder without a lock
 
@@ -202,6 +208,7 @@ def _make(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, 
         write_text(making / "malformed.txt", "".join(f"{piece}\n" for read in passes for piece in read.malformed))
         skipped = sum(read.skipped for read in passes)
         write_json(making / "meta.json", {"train": train.tokens, "holdout": held_out.tokens, "malformed": skipped})
+        write_manifest(making, FILES)
 
 
 def _encoded(
@@ -297,11 +304,12 @@ def _age(folder: Path) -> float:
 
 def _open(folder: Path, source: Source) -> SourceShards:
     try:
-        meta = read_json(folder / "meta.json", DataError)
-        shards = SourceShards(TokenShard(folder, "train"), TokenShard(folder, "holdout"), int(meta["malformed"]))
+        with compared(folder, FILES):
+            meta = read_json(folder / "meta.json", DataError)
+            shards = SourceShards(TokenShard(folder, "train"), TokenShard(folder, "holdout"), int(meta["malformed"]))
         sizes = {"train": len(shards.train), "holdout": len(shards.holdout)}
         whole = all(meta[side] == size for side, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError) as error:  # a DataError is a ValueError
+    except (OSError, ValueError, KeyError, TypeError) as error:  # a ConfigError is a ValueError
         raise DataError(f"{folder}: damaged token shards ({error}); delete the folder to make them again") from error
     if not whole:
         raise DataError(f"{folder}: damaged token shards (wrong size); delete the folder to make them again")

@@ -6,7 +6,6 @@ folder, from JSON lines in it: DIR/ai2_arc/ARC-Easy/test.jsonl, DIR/gsm8k/main/t
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -19,6 +18,7 @@ from shardscope.evals.harness import HarnessError
 from shardscope.evals.math_answers import equivalent
 from shardscope.evals.math_solutions import boxed, final_answer
 from shardscope.evals.math_verifier import verified
+from shardscope.files import parse_json, read_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 VARIABLE = "SHARDSCOPE_EVAL_DATA"
 SPLITS = ("train", "validation", "test")
 LETTERS = "ABCDE"
+MOST_OF_A_SPLIT = 2**28  # bytes of a file; the largest of MMLU has 160 million
 
 Row = dict[str, Any]
 Likelihood = tuple[float, bool]
@@ -63,14 +64,12 @@ def _local_rows(folder: Path, subsets: Sequence[str]) -> dict[str, Dataset]:
 
 
 def _read(file: Path) -> list[Row]:
-    read = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                read.append(json.loads(line))
-            except ValueError as error:
-                raise HarnessError(f"{file}, line {number}: not JSON: {error}") from None
-    return read
+    lines = read_text(file, HarnessError, MOST_OF_A_SPLIT).split("\n")
+    return [
+        parse_json(line, f"{file}, line {number}", HarnessError)
+        for number, line in enumerate(lines, start=1)
+        if line or number < len(lines)  # after the last line end there is none
+    ]
 
 
 def arithmetic(count: int = arith.COUNT, arith_seed: int = arith.SEED, **_: Any) -> dict[str, Dataset]:

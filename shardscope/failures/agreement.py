@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from shardscope.config import ConfigError
 from shardscope.failures.intervals import Interval, wilson
 from shardscope.failures.labels import ORDER, Failure, Labels, label_tokens
+from shardscope.files import parse_json, read_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ def read_samples(path: str | Path) -> list[ReadSample]:
     """Raises ConfigError, with the line, for a file that holds anything else."""
     samples = []
     try:
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-            row = json.loads(line)
+        for number, line in enumerate(read_text(Path(path)).splitlines(), start=1):
+            row = parse_json(line, f"{path}, line {number}")
             labels = frozenset(row["labels"])
             if unknown := labels - set(ORDER):
                 raise ConfigError(f"{path}, line {number}: unknown labels {sorted(unknown)}; known: {', '.join(ORDER)}")
@@ -67,7 +67,7 @@ def read_samples(path: str | Path) -> list[ReadSample]:
                     labels=labels,
                 )
             )
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a file of samples labelled by hand ({error!r})") from None
     return samples
 

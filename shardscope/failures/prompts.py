@@ -11,7 +11,6 @@ A line of the second kind is written out for a model by `for_model`: the fact, u
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,6 +20,7 @@ from random import Random
 from typing import Any, Literal, get_args
 
 from shardscope.config import ConfigError, suggest
+from shardscope.files import parse_json, read_text
 from shardscope.model import Shard
 from shardscope.resources import resource
 from shardscope.tokenizer import Tokenizer
@@ -150,10 +150,8 @@ _KEYS = ("prompt", "fact", "question", "windows", "id", "domain", "skill", "gold
 
 
 def _read(path: Path) -> list[SuitePrompt]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}); name a file of JSON lines") from None
+    # Not splitlines(): a text in JSON may hold other characters that it takes for line ends.
+    lines = read_text(path).replace("\r\n", "\n").split("\n")
     found: dict[str, SuitePrompt] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -168,10 +166,7 @@ def _read(path: Path) -> list[SuitePrompt]:
 
 
 def _prompt(line: str, where: str, stem: str, number: int) -> SuitePrompt:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{where}: not JSON ({error}); write one object a line") from None
+    row = parse_json(line, where)
     if not isinstance(row, dict):
         raise ConfigError(f'{where}: holds {type(row).__name__}, not an object such as {{"prompt": "…"}}')
     for key in row:

@@ -20,6 +20,7 @@ from shardscope.config import ConfigError, Recipe
 from shardscope.files import appending, parse_json, read_text, write_text
 
 FILE = "metrics.jsonl"
+MOST_METRICS = 2**28  # bytes; a run of a million steps that logs every tenth writes a sixth of it
 
 
 @runtime_checkable
@@ -83,12 +84,15 @@ class NoMetrics(Metrics):
 
 
 def read_metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, oldest first. What is no such line, as one cut off by a kill, is left out."""
+    """The lines of a run's metrics.jsonl, oldest first. What is no such line, as one cut off by a kill, is left out.
+
+    Raises ReadError for what is no file, or larger than any run's.
+    """
     path = folder / FILE
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in read_text(path, most=MOST_METRICS, errors="replace").splitlines():
         try:
             line = parse_json(text, str(path), ConfigError)
         except ConfigError:

@@ -66,6 +66,8 @@ def test_toml_without_end_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_missing_recipe_names_its_neighbour(tmp_path: Path) -> None:
     loaded(tmp_path)
+    with pytest.raises(ConfigError, match="/dev/zero: cannot be read as TOML: a recipe has at most 1,048,576 bytes"):
+        load_recipe("/dev/zero")
     with pytest.raises(ConfigError, match=r"recip.toml: no such recipe; did you mean '.*recipe.toml'\?"):
         load_recipe(tmp_path / "recip.toml")
 

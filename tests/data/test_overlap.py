@@ -169,6 +169,21 @@ def test_it_is_counted_once_and_again_when_something_changed(
     assert calls == ["counted"]
 
 
+def test_what_is_kept_of_a_cleaned_source_is_compared_when_it_is_opened(
+    write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer
+) -> None:
+    same, more = essays(10, 16), essays(30, 17)
+    source = Source(name="a", path=str(write_jsonl("a.jsonl", same + more)), holdout=str(write_jsonl("h.jsonl", same)))
+    data = data_of(source, overlap="drop")
+    path = shards(data, small_tokenizer).shards["a"].train.path
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.unlink()  # the other is mapped
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"damaged \(.*0\.tokens is not as it was saved.*delete the folder to make it"):
+        shards(data, small_tokenizer)
+
+
 def slow_grams(text: str) -> set[tuple[str, ...]]:
     """The same by Python's own words."""
     words = "".join(c.lower() if c.isascii() and c.isalnum() else " " if c.isascii() else c for c in text).split(" ")

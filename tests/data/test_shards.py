@@ -118,7 +118,13 @@ def test_a_holdout_file_is_the_other_side(
         token_shards(data.sources[0], data, small_tokenizer, progress=False)
 
 
-@pytest.mark.parametrize("damage", ["short", "missing", "garbled"])
+def flip(path: Path, bit: int = 1) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= bit
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["short", "missing", "garbled", "a token", "a start", "an origin"])
 def test_damaged_shards_are_named_with_the_way_out(data: DataConfig, small_tokenizer: Tokenizer, damage: str) -> None:
     token_shards(data.sources[0], data, small_tokenizer, progress=False)
     folder = Path(data.cache_dir) / folders(data)[0]
@@ -126,8 +132,13 @@ def test_damaged_shards_are_named_with_the_way_out(data: DataConfig, small_token
         os.truncate(folder / "train.tokens", 10)
     elif damage == "missing":
         (folder / "holdout.starts.npy").unlink()
-    else:
+    elif damage == "garbled":
         (folder / "meta.json").write_text("[]")
+    else:  # one bit, which would be another text
+        flip(
+            folder
+            / {"a token": "train.tokens", "a start": "holdout.starts.npy", "an origin": "train.origins.txt"}[damage]
+        )
     with pytest.raises(DataError, match=rf"{folder.name}: damaged token shards .* delete the folder"):
         token_shards(data.sources[0], data, small_tokenizer, progress=False)
 
@@ -228,6 +239,7 @@ def test_what_a_process_killed_while_making_left_is_removed_by_the_next_and_no_o
         "holdout.starts.npy",
         "holdout.tokens",
         "malformed.txt",
+        "manifest.json",
         "meta.json",
         "train.origins.txt",
         "train.starts.npy",

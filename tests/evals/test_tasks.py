@@ -80,9 +80,10 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
         tasks.rows("openai/gsm8k", "gsm8k", ["main"], eval_data=str(tmp_path))
     broken = tmp_path / "gsm8k" / "main" / "test.jsonl"
     broken.parent.mkdir(parents=True)
-    broken.write_text('{"question": "one"}\n{"question": \n')
-    with pytest.raises(HarnessError, match=r"test\.jsonl, line 2: not JSON"):
-        tasks.rows("openai/gsm8k", "gsm8k", ["main"], eval_data=str(tmp_path))
+    for line, message in (('{"question": ', "line 2: cannot be read as JSON"), ("[" * 100_000, "nested too deeply")):
+        broken.write_text(f'{{"question": "one"}}\n{line}\n')
+        with pytest.raises(HarnessError, match=rf"test\.jsonl, {message}" if "line" in message else message):
+            tasks.rows("openai/gsm8k", "gsm8k", ["main"], eval_data=str(tmp_path))
 
 
 def test_choices_are_scored_by_sum_by_byte_and_in_bits() -> None:

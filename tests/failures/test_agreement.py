@@ -61,11 +61,11 @@ def test_a_file_that_holds_anything_else_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "read.jsonl"
     for content, message in (
         ("{}", "not a file of samples"),
-        ("[", "not a file"),
+        ("[", "line 1: cannot be read as JSON"),
         (json.dumps(sample([], ["bad"])), "bad"),
     ):
         file.write_text(content)
         with pytest.raises(ConfigError, match=message):
             read_samples(file)
-    with pytest.raises(ConfigError, match="not a file"):
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read_samples(tmp_path / "none.jsonl")

@@ -95,7 +95,8 @@ def test_a_users_file_needs_nothing_but_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"line 2: not JSON"),
+        ("{", r"line 2: cannot be read as JSON"),
+        ("[" * 100_000, "line 2: cannot be read as JSON: it is nested too deeply"),
         ("[1]", "line 2: holds list, not an object"),
         ("{}", "line 2: holds no prompt"),
         ('{"prompt": ""}', "line 2: holds no prompt"),

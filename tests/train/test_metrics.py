@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
+
+from shardscope.files import ReadError
 from shardscope.train.metrics import FILE, read_metrics, rewind
 
 
@@ -22,3 +26,14 @@ def test_what_is_no_line_of_a_run_is_left_out(tmp_path: Path) -> None:
     assert [line["step"] for line in read_metrics(tmp_path, "train")] == [1]
     rewind(tmp_path, 1)
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]
+
+
+def test_a_log_that_is_no_file_or_has_no_end_is_one_sentence(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(ReadError, match=r"metrics\.jsonl: cannot be read: it is a pipe"):
+        read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    with (tmp_path / "metrics.jsonl").open("wb") as file:
+        file.truncate(2**40)  # sparse: no disk is used
+    with pytest.raises(ReadError, match="larger than 256 MiB"):
+        read_metrics(tmp_path)

@@ -6,6 +6,8 @@ VENV ?= .venv
 SERVE ?= 1
 # More flags for the demo's two trainings, such as DEMO_FLAGS='--schedule.steps 20'.
 DEMO_FLAGS ?=
+# Flags of `shardscope reproduce`, such as REPRODUCE_FLAGS='--recipes shard-pico-pretrain shard-pico-anneal'.
+REPRODUCE_FLAGS ?=
 PORT ?= 8501
 TORCH_INDEX ?=
 TRITON ?= 3.6.0
@@ -19,12 +21,13 @@ HASHED := $(PIP) --require-hashes --no-deps --requirement
 CPUS ?= $(foreach cpu,default avx2 native,$(foreach threads,1 2 4,$(cpu)/$(threads)))
 CPU_TESTS ?= tests
 
-.PHONY: demo test test-cpus hostile audit test-lowest check eval browser clean help
+.PHONY: demo reproduce test test-cpus hostile audit test-lowest check eval browser clean help
 
 help:
 	@echo "make demo     train a small model here, score it, open it in the explorer (SERVE=0: stop before serving)"
 	@echo "make test     run all tests"
 	@echo "make test-cpus  run them as on CPUs with fewer instructions, with 1, 2 and 4 threads (hours; CPU_TESTS=tests/model: less)"
+	@echo "make reproduce  the reference run on a GPU, from text to report; REPRODUCE_FLAGS='--price-per-hour 2.50'"
 	@echo "make eval     score the built-in model offline on a small sample, earlier runs beside it"
 	@echo "make hostile  kill, starve and fill up runs in every way there is (up to an hour)"
 	@echo "make audit    known vulnerabilities of the dependencies, and a bill of materials"
@@ -59,6 +62,10 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m shardscope.recipes.anneal recipes/shard-pico-anneal.toml $(DEMO_FLAGS) && \
 	$(BIN)/shardscope report runs/shard-pico-anneal && \
 	if [ "$(SERVE)" != 0 ]; then echo "The explorer stays open; Ctrl+C closes it."; wait $$explorer; fi
+
+# Without a GPU it says what it would take, and which smaller runs go through the same stages.
+reproduce: $(VENV)/.dev
+	@$(BIN)/shardscope reproduce $(REPRODUCE_FLAGS)
 
 eval: $(VENV)/.dev
 	@$(BIN)/shardscope eval

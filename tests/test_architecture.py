@@ -51,6 +51,11 @@ ARROWS = {
     "bench": LEAVES
     | {"model", "checkpoint", "data", "train", "generation", "microscope", "interop", "failures", "evals"},
     "recipes": LEAVES | {"model", "train", "failures"},
+    "reproduce": LEAVES
+    | {
+        *("model", "checkpoint", "data", "train", "generation", "microscope", "failures", "evals", "bench"),
+        "recipes",
+    },
 }
 # What `from shardscope import …` brings besides.
 LATER = {
@@ -197,6 +202,7 @@ WRITERS = {
 UNWHOLE = {
     ("train/metrics.py", "open"): "metrics.jsonl grows by lines, and its readers leave a cut one out",
     ("train/run.py", "open"): "the lock has no content",
+    ("reproduce/training.py", "open"): "the same lock, to see whether it is held",
     ("data/shards.py", "open"): "gigabytes written piece by piece into a whole_folder",
     ("data/shards.py", "np.save"): "into the same whole_folder",
 }

@@ -84,6 +84,16 @@ COMMANDS = (
             "report runs/shard-pico-anneal",
             "report runs/shard-nano-anneal --ngram 8 --ngram-bytes 120_000_000",
             "report runs/shard-pico-pretrain runs/shard-pico-anneal",
+            "report runs/reproduce/shard-pico/metrics.json --out report.md",
+        ),
+    ),
+    Command(
+        "reproduce",
+        "The reference run from text to report: pretrain, pause, anneal, and every measurement; resumable.",
+        (
+            "reproduce --price-per-hour 2.50",
+            "reproduce --recipes shard-pico-pretrain shard-pico-anneal --data path/to/test-sets --limit 50",
+            "reproduce --dry-run",
         ),
     ),
     Command(

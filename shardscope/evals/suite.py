@@ -6,8 +6,11 @@ works and which of two checkpoints is better, but is no benchmark.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,7 @@ from shardscope.resources import resource
 
 if TYPE_CHECKING:
     import pandas as pd
+    from lm_eval.tasks import TaskManager
 
     from shardscope.evals.harness import ShardLM
 
@@ -30,15 +34,16 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    lm: ShardLM, tasks: list[str], data: str | Path, limit: int | None = None, num_fewshot: int | None = None
+    lm: ShardLM, tasks: list[str], data: str | Path | None, limit: int | None = None, num_fewshot: int | None = None
 ) -> list[Row]:
-    """A row for every metric: task, shots, metric, value, stderr (standard error of the mean), questions."""
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
+    """A row for every metric: task, shots, metric, value, stderr (standard error of the mean), questions.
 
-    manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata={"eval_data": str(data)})
-    if unknown := sorted(set(tasks) - set(manager.all_tasks)):
-        raise ConfigError(f"--tasks {unknown[0]}: no such task; use {', '.join(sorted(manager.all_tasks))}")
+    `data` is a folder of test sets; None: the one that SHARDSCOPE_EVAL_DATA names, else the Hugging Face hub. Raises
+    ConfigError for a task that does not exist.
+    """
+    from lm_eval import simple_evaluate
+
+    manager = _task_manager(tasks, data)
     found = simple_evaluate(
         lm, tasks=tasks, task_manager=manager, limit=limit, num_fewshot=num_fewshot, log_samples=False
     )
@@ -62,6 +67,26 @@ def evaluate(
                 }
             )
     return rows
+
+
+def questions(task: str, data: str | Path | None) -> Row:
+    """The number of a task's test questions, and a hash of them. `data` and errors as in `evaluate`."""
+    found = _task_manager([task], data).load([task])
+    if task in found["groups"]:
+        raise ConfigError(f"--tasks {task}: a group of tasks; name the tasks themselves")
+    lines = [json.dumps(document, sort_keys=True, default=str) for document in found["tasks"][task].test_docs()]
+    return {"questions": len(lines), "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
+
+
+def _task_manager(tasks: Sequence[str], data: str | Path | None) -> TaskManager:
+    """Knows our tasks alone. Raises ConfigError for another one."""
+    from lm_eval.tasks import TaskManager
+
+    metadata = {} if data is None else {"eval_data": str(data)}
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
+    if unknown := sorted(set(tasks) - set(manager.all_tasks)):
+        raise ConfigError(f"--tasks {unknown[0]}: no such task; use {', '.join(sorted(manager.all_tasks))}")
+    return manager
 
 
 def keep(out: Path, lm: ShardLM, rows: list[Row], data: str, limit: int | None) -> Path:

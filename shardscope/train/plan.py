@@ -44,7 +44,7 @@ class SourceNeed:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would take. The last four are None for an anneal whose start is not there yet."""
+    """What a run would take. The last four are None for an anneal of a model that is not known yet."""
 
     rates: list[tuple[int, float, str]]  # step, learning rate, phase
     tokens: int
@@ -56,10 +56,13 @@ class Plan:
     n_params: int | None
 
 
-def plan(recipe: Recipe, processes: int = 1) -> Plan:
-    """Reckon a recipe. Raises ConfigError for one that cannot be, as a source that is not there."""
+def plan(recipe: Recipe, processes: int = 1, model: ShardConfig | None = None) -> Plan:
+    """Reckon a recipe. `model` is that of an anneal whose start is not there yet.
+
+    Raises ConfigError for a recipe that cannot be run, as with a source that is not there.
+    """
     steps, rows = recipe.schedule.steps, recipe.schedule.steps * recipe.train.batch_size
-    device, model = pick_device(recipe.train.device), _model(recipe)
+    device, model = pick_device(recipe.train.device), _model(recipe) or model
     drawn = dealt([source.weight for source in recipe.data.sources], rows)
     vocabulary = model.vocab_size if model else ShardConfig().vocab_size
     sources = [

@@ -111,7 +111,7 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
     else:
         assert recipe.model is not None, "Recipe says that a pretrain has a model"
         _require_room(recipe, recipe.model, world.device)
-        tokenizer = world.main_first(lambda: _tokenizer(recipe, progress))
+        tokenizer = world.main_first(lambda: tokenizer_for(recipe, progress))
         if tokenizer.vocab_size > recipe.model.vocab_size:
             raise ConfigError(
                 f"tokenizer.path: the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is only "
@@ -304,7 +304,7 @@ def _take_over(optimizer: ShardOptimizer, start: _Start) -> None:
         raise ConfigError(f"{start.folder}: {error}; set optimizer.name to the one it was trained with") from None
 
 
-def _tokenizer(recipe: Recipe, progress: bool) -> Tokenizer:
+def tokenizer_for(recipe: Recipe, progress: bool) -> Tokenizer:
     """The recipe's tokenizer: an existing one, or one trained on its data and kept in the run's folder."""
     assert recipe.model is not None, "Recipe says that a pretrain has a model"
     if recipe.tokenizer.path:

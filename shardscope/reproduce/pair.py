@@ -1,0 +1,116 @@
+"""The two recipes of a reproduction, as they run in its folder, and the checkpoints that are looked at afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from shardscope.checkpoint import checkpoint_folder
+from shardscope.config import ConfigError, Recipe, ShardConfig, load_recipe
+from shardscope.recipes.command import find_recipe
+from shardscope.train.run import FREE
+
+Phase = Literal["pretrain", "anneal"]
+PHASES: tuple[Phase, Phase] = ("pretrain", "anneal")
+# Of all checkpoints that are looked at, the share of the pretraining: the published run's steps, 48,220 and 20,000.
+SHARE_OF_PRETRAIN = 0.7
+
+
+@dataclass(frozen=True)
+class Run:
+    """One phase: its recipe file, the flags that fit it into the folder, and the recipe that they make together."""
+
+    phase: Phase
+    file: Path
+    flags: dict[str, str]
+    recipe: Recipe
+
+    @property
+    def folder(self) -> Path:
+        return self.recipe.folder
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.schedule.steps
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that the run ends with."""
+        return checkpoint_folder(self.folder, self.steps)
+
+    def what_counts(self) -> dict[str, Any]:
+        """The recipe without what may differ between two starts of one run: where it lies, and how it computes."""
+        return _without(self.recipe.to_dict(), FREE)
+
+
+@dataclass(frozen=True)
+class Pair:
+    pretrain: Run
+    anneal: Run
+
+    @property
+    def model(self) -> ShardConfig:
+        assert self.pretrain.recipe.model is not None, "Recipe says that a pretrain has a model"
+        return self.pretrain.recipe.model
+
+    @property
+    def name(self) -> str:
+        return _stem(self.pretrain.recipe)
+
+    def runs(self) -> tuple[Run, Run]:
+        return self.pretrain, self.anneal
+
+    def checkpoints(self) -> list[tuple[Run, int]]:
+        """Those that both phases save at their regular steps, oldest first."""
+        return [
+            (run, step)
+            for run in self.runs()
+            for step in sorted({*range(_every(run), run.steps, _every(run)), run.steps})
+        ]
+
+
+def load_pair(words: Sequence[str], out: Path | None = None, device: str = "auto", checkpoints: int = 20) -> Pair:
+    """The recipes that two words name (files, or packaged recipes), to be run in `out` (None: runs/reproduce/NAME).
+
+    Raises ConfigError for recipes that are not a pretraining and an anneal.
+    """
+    if checkpoints < 2:
+        raise ConfigError(f"--checkpoints {checkpoints}: each phase needs one; use 2 or more")
+    files = [find_recipe(word) for word in words]
+    given = [load_recipe(file) for file in files]
+    for file, recipe, phase in zip(files, given, PHASES, strict=True):
+        if recipe.phase != phase:
+            raise ConfigError(f"{file}: phase={recipe.phase!r}; --recipes takes a pretraining first, then its anneal")
+    out = Path("runs/reproduce") / _stem(given[0]) if out is None else out
+    of_pretrain = min(checkpoints - 1, max(1, round(checkpoints * SHARE_OF_PRETRAIN)))
+    pretrain = _run("pretrain", files[0], out, device, of_pretrain)
+    start = {"start_from": f"{pretrain.folder}@{pretrain.steps}"}
+    return Pair(pretrain, _run("anneal", files[1], out, device, checkpoints - of_pretrain, start))
+
+
+def _run(
+    phase: Phase, file: Path, out: Path, device: str, checkpoints: int, flags: dict[str, str] | None = None
+) -> Run:
+    flags = {**(flags or {}), "run_dir": str(out / phase), "train.device": device, "train.keep": "0"}
+    every = str(max(1, -(-load_recipe(file).schedule.steps // checkpoints)))
+    flags |= {"train.save_every": every, "train.eval_every": every}
+    return Run(phase, file, flags, load_recipe(file, flags))
+
+
+def _stem(recipe: Recipe) -> str:
+    return recipe.name.removesuffix("-local").removesuffix("-pretrain")
+
+
+def _every(run: Run) -> int:
+    return run.recipe.train.save_every
+
+
+def _without(values: dict[str, Any], names: Sequence[str], prefix: str = "") -> dict[str, Any]:
+    """Nested values without those whose dotted name begins like one of `names`."""
+    return {
+        key: _without(value, names, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in values.items()
+        if not f"{prefix}{key}".startswith(tuple(names)) and not f"{prefix}{key}.".startswith(tuple(names))
+    }

@@ -1,0 +1,253 @@
+"""`shardscope reproduce`, from text to report, on a tiny model: what it measures, and how it goes on after an end."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_reproduction import SAMPLE, TASKS, command, make_recipes
+
+from shardscope import load
+from shardscope.checkpoint import list_checkpoints, read_facts
+from shardscope.cli import main
+from shardscope.evals.harness import ShardLM
+from shardscope.evals.suite import evaluate
+from shardscope.failures import sample_card
+from shardscope.failures.held_out import held_out_ids
+from shardscope.files import read_json, write_json
+from shardscope.microscope import SCORES, head_scores, read
+from shardscope.reproduce.pair import load_pair
+from shardscope.reproduce.training import train_to_end, train_to_pause
+from shardscope.train.metrics import read_metrics
+from shardscope.train.run import run_status
+
+
+@pytest.fixture
+def metrics(reproduced: Path) -> dict[str, Any]:
+    return read_json(reproduced / "metrics.json")
+
+
+def last(reproduced: Path, phase: str) -> Path:
+    return list_checkpoints(reproduced / phase)[-1]
+
+
+def test_both_phases_are_trained_to_their_end_and_the_anneal_starts_from_the_last_checkpoint(
+    reproduced: Path, metrics: dict[str, Any]
+) -> None:
+    for phase, steps in (("pretrain", 120), ("anneal", 8)):
+        assert run_status(reproduced / phase)["status"] == "finished"
+        assert metrics["runs"][phase]["steps"] == steps
+        assert metrics["runs"][phase]["weights"] == read_facts(last(reproduced, phase))["weights"]
+    ancestors = read_facts(last(reproduced, "anneal"))["ancestors"]
+    assert [(one["step"], one["weights"]) for one in ancestors] == [(120, metrics["runs"]["pretrain"]["weights"])]
+
+
+def test_every_pause_in_the_log_was_followed_by_a_start_where_it_was_saved(metrics: dict[str, Any]) -> None:
+    run = metrics["runs"]["pretrain"]
+    assert run["starts"] == [0, *(pause["step"] for pause in run["pauses"])]
+    if metrics["pause"]["status"] == "paused early":  # a machine may be so busy that the signal comes after the end
+        assert run["pauses"] == [{"step": metrics["pause"]["step"], "reason": "SIGTERM"}]
+        assert metrics["pause"]["step"] >= metrics["pause"]["asked_at"] == 60
+
+
+def test_a_signal_pauses_a_long_pretraining_and_the_next_start_goes_on_from_there(tmp_path: Path) -> None:
+    recipes = make_recipes(tmp_path)
+    text = Path(recipes[0]).read_text()
+    Path(recipes[0]).write_text(text.replace("steps = 120", "steps = 100_000_000"))
+    run = load_pair(recipes, tmp_path / "out", "cpu").pretrain
+    found = train_to_pause(run, pause_at=3)
+    assert (found["status"], found["reason"], found["asked_at"]) == ("paused early", "SIGTERM", 3)
+    assert found["step"] >= 3
+    assert train_to_pause(run, pause_at=3) == found  # it is past that step, and left as it is
+
+
+def test_losses_by_source_and_position_add_up_to_the_trainers_own_evaluation(
+    reproduced: Path, metrics: dict[str, Any]
+) -> None:
+    logged = read_metrics(reproduced / "anneal", "eval")[-1]
+    parts = metrics["loss"]["after"]["two"]
+    assert [part["first"] for part in parts] == [0, 32]
+    assert sum(part["tokens"] for part in parts) == logged["two"]["tokens"]
+    assert sum(part["bytes"] for part in parts) == logged["two"]["bytes"]
+    nats = sum(part["nats"] for part in parts)
+    assert nats / math.log(2) / logged["two"]["bytes"] == pytest.approx(logged["two"]["bits_per_byte"], rel=1e-5)
+    assert metrics["loss"]["before"].keys() == {"one", "two"}  # also what the anneal no longer reads
+
+
+def test_heads_are_scored_at_every_regular_checkpoint_of_both_phases(reproduced: Path, metrics: dict[str, Any]) -> None:
+    assert list(metrics["heads"]) == [
+        "pretrain-00000040", "pretrain-00000080", "pretrain-00000120", "anneal-00000008",
+    ]  # fmt: skip
+    model = load(last(reproduced, "anneal"), device="cpu")
+    expected = head_scores(read(model, torch.tensor(held_out_ids(model)[:192])))
+    found = metrics["heads"]["anneal-00000008"]["heads"]
+    assert [(head["layer"], head["head"]) for head in found] == [(head.layer, head.head) for head in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        for score in SCORES:
+            assert ours[score] == pytest.approx(getattr(theirs, score), abs=1e-4)
+
+
+def test_questions_are_those_of_lm_eval_with_their_standard_errors(reproduced: Path, metrics: dict[str, Any]) -> None:
+    assert set(metrics["tasks"]) == {f"{task}/{when}" for task in TASKS.split(",") for when in ("before", "after")}
+    lm = ShardLM(load(last(reproduced, "anneal"), device="cpu"), batch_size="auto")
+    expected = evaluate(lm, ["shard_arc_easy"], SAMPLE, limit=3)
+    found = metrics["tasks"]["shard_arc_easy/after"]["rows"]
+    assert [row["metric"] for row in found] == [row["metric"] for row in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["value"] == pytest.approx(theirs["value"], rel=1e-4)
+        assert ours["questions"] == theirs["questions"] == 3
+    lines = (SAMPLE / "ai2_arc/ARC-Easy/test.jsonl").read_text().splitlines()
+    assert metrics["questions"]["shard_arc_easy"]["questions"] == len(lines)
+
+
+def test_failures_are_counted_over_the_prompts_that_fit(metrics: dict[str, Any]) -> None:
+    for found in metrics["suite"].values():
+        assert found["prompts"] + found["left_out"] == 8
+        assert found["prompts"] == len(found["by_prompt"])
+        counted = {failure: count for failure, count in found["failures"].items() if count}
+        assert counted == Counter(found["by_prompt"].values())
+
+
+def test_the_six_prompts_are_sampled_as_the_cards(reproduced: Path, metrics: dict[str, Any]) -> None:
+    model = load(last(reproduced, "anneal"), device="cpu")
+    expected = [sample.generation.text for sample in sample_card(model, temperature=0.7, top_p=0.9, seed=0)]
+    assert [sample["text"] for sample in metrics["samples"]["after"]["samples"]] == expected
+
+
+def test_a_context_without_room_for_the_facts_says_so_instead_of_a_reach(metrics: dict[str, Any]) -> None:
+    for found in metrics["reach"].values():
+        assert found["why_not"] or found["reach"] >= 0
+
+
+def test_the_curves_are_those_of_the_logs(reproduced: Path, metrics: dict[str, Any]) -> None:
+    for phase in ("pretrain", "anneal"):
+        run, lines = metrics["runs"][phase], read_metrics(reproduced / phase)
+        logged = [line for line in lines if line["kind"] == "train"]
+        assert run["loss"][-1]["step"] == logged[-1]["step"]
+        assert min(line["cross_entropy"] for line in logged) <= run["loss"][-1]["loss"]
+        assert [line["step"] for line in run["held_out"]] == [line["step"] for line in lines if line["kind"] == "eval"]
+
+
+def test_metrics_name_no_folder_of_the_machine(reproduced: Path) -> None:
+    assert str(reproduced.parent) not in (reproduced / "metrics.json").read_text()
+
+
+def test_the_same_command_again_does_nothing_but_the_report(
+    reproduced: Path, metrics: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes = [str(reproduced.parent / f"tiny-{phase}.toml") for phase in ("pretrain", "anneal")]
+    assert main(command(recipes, reproduced, TASKS, "--price-per-hour", "2")) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert len(lines) == len(metrics["stages"])
+    assert all(re.fullmatch(r"\[\d+/\d+\] .*: done before, in .*", line) for line in lines)
+    again = read_json(reproduced / "metrics.json")
+    assert {**again, "machine": {}, "made": ""} == {**metrics, "machine": {}, "made": ""}
+
+
+def test_other_questions_are_asked_anew_and_nothing_is_trained_again(
+    reproduced: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes = [str(reproduced.parent / f"tiny-{phase}.toml") for phase in ("pretrain", "anneal")]
+    shutil.copytree(reproduced, tmp_path / "out")
+    stages = tmp_path / "out" / "stages"
+    # The copy lies elsewhere, and is known all the same.
+    assert main([*command(recipes, tmp_path / "out", "shard_arith_choice"), "--limit", "2"]) == 0
+    done = [line for line in capsys.readouterr().out.splitlines() if ": done in" in line]
+    assert [re.sub(r"\[.*?\] |: done.*", "", line) for line in done] == [
+        "questions of shard_arith_choice",
+        "shard_arith_choice before the anneal",
+        "shard_arith_choice after the anneal",
+    ]
+    assert (stages / "tasks" / "shard_arith_choice" / "after.json").exists()
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "shardscope.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def test_sigterm_in_a_training_is_handed_on_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    recipes = make_recipes(tmp_path)
+    text = Path(recipes[0]).read_text()
+    Path(recipes[0]).write_text(text.replace("steps = 120", "steps = 100_000_000"))
+    process = start(command(recipes, tmp_path / "out", ""))
+    while not read_metrics(tmp_path / "out" / "pretrain", "train"):
+        assert process.poll() is None, process.communicate()
+    os.kill(process.pid, signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM; the same command goes on where this one was" in said
+    assert run_status(tmp_path / "out" / "pretrain")["status"] == "paused early"
+    assert not (tmp_path / "out" / "stages" / "pause.json").exists()
+
+
+def test_a_killed_reproduction_goes_on_after_the_training_that_it_left_behind(tmp_path: Path) -> None:
+    recipes = make_recipes(tmp_path)
+    text = Path(recipes[0]).read_text()
+    Path(recipes[0]).write_text(text.replace("steps = 120", "steps = 400"))
+    process = start(command(recipes, tmp_path / "out", ""))
+    while not read_metrics(tmp_path / "out" / "pretrain", "train"):
+        assert process.poll() is None, process.communicate()
+    process.kill()  # its training goes on, as a process of its own
+    process.wait()
+    found = train_to_end(load_pair(recipes, tmp_path / "out", "cpu", checkpoints=4).pretrain)
+    assert found["steps"] == 400
+    steps = [line["step"] for line in read_metrics(tmp_path / "out" / "pretrain", "train")]
+    assert steps == list(range(1, 401))  # each of them is in the log once
+
+
+# ---------------------------------------------------------------------------------------------------------- mistakes
+
+
+def test_an_anneal_of_another_pretraining_is_not_taken_for_this_ones(
+    reproduced: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes = [str(reproduced.parent / f"tiny-{phase}.toml") for phase in ("pretrain", "anneal")]
+    out = tmp_path / "out"
+    shutil.copytree(reproduced, out)
+    record = read_json(out / "stages" / "pretrain.json")
+    record["result"]["weights"] = "of another seed"
+    write_json(out / "stages" / "pretrain.json", record)
+    assert main(command(recipes, out)) == 1
+    assert "anneal: holds an anneal of another pretraining; delete it, or give --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--recipes", "ANNEAL", "PRETRAIN"], "--recipes takes a pretraining first, then its anneal"),
+        (["--recipes", "PRETRAIN", "PRETRAIN"], "--recipes takes a pretraining first, then its anneal"),
+        (["--recipes", "shard-pico-pretain", "ANNEAL"], "did you mean 'shard-pico-pretrain'?"),
+        (["--data", "nowhere"], "--data nowhere: no such folder"),
+        (["--tasks", "shard_arc"], "--tasks shard_arc: no such task"),
+        (["--tasks", "shard"], "--tasks shard: a group of tasks; name the tasks themselves"),
+    ],
+)
+def test_a_mistake_costs_one_sentence_before_anything_is_trained(
+    words: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = dict(zip(("PRETRAIN", "ANNEAL"), make_recipes(tmp_path), strict=True))
+    words = [names.get(word, word) for word in words]
+    assert main([*command(list(names.values()), tmp_path / "out"), *words]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not list_checkpoints(tmp_path / "out" / "pretrain")
+
+
+def test_a_context_too_short_for_the_cards_prompts_is_refused_before_anything_is_trained(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command([str(recipe_file), str(tmp_path / "anneal.toml")], tmp_path / "out", "")) == 1
+    assert "model.n_ctx=32 has no room for the card's prompts" in capsys.readouterr().err
+    assert not list_checkpoints(tmp_path / "out" / "pretrain")

@@ -1,0 +1,159 @@
+"""The report says what the metrics hold, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from shardscope.cli import main
+from shardscope.failures.intervals import wilson
+from shardscope.files import read_json, write_json
+from shardscope.reproduce.report import pictures, report
+
+
+@pytest.fixture
+def metrics(reproduced: Path) -> dict[str, Any]:
+    return copy.deepcopy(read_json(reproduced / "metrics.json"))
+
+
+def rows(page: str, section: str) -> list[list[str]]:
+    """The cells of the first table of a section, without its header."""
+    lines = page.partition(f"## {section}\n")[2].partition("\n## ")[0].splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+
+
+def test_the_report_lies_beside_the_metrics_with_its_pictures(reproduced: Path, metrics: dict[str, Any]) -> None:
+    page = (reproduced / "report.md").read_text(encoding="utf-8")
+    assert page == report(metrics, "images/report")
+    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
+    assert shown == [f"images/report-{name}.svg" for name in ("loss", "held-out", "heads")]
+    for path in shown:
+        ElementTree.parse(reproduced / path)
+
+
+def test_a_model_of_another_size_is_named_as_such_first(metrics: dict[str, Any]) -> None:
+    page = report(metrics, "images/x")
+    first = page.splitlines()[:3]
+    assert first[0] == "# The reference run's pipeline on tiny"
+    assert f"A model of {metrics['model']['n_params']:,} parameters, not the published size of 54,538,752," in first[2]
+    metrics["model"]["n_params"] = 54_538_752
+    first = report(metrics, "images/x").splitlines()[:3]
+    assert first[0] == "# The reference run"
+    assert "A model of 54,538,752 parameters, the published size," in first[2]
+
+
+def test_bits_per_byte_are_those_of_the_trainers_last_evaluation(metrics: dict[str, Any]) -> None:
+    table = {row[0]: row for row in rows(report(metrics, "x"), "Bits per byte, by source")}
+    logged = metrics["runs"]["anneal"]["held_out"][-1]["bits_per_byte"]
+    assert float(table["two"][3]) == pytest.approx(logged["two"], abs=1e-4)
+    assert table.keys() == {"one", "two", "all"}
+    assert float(table["two"][4]) == pytest.approx(float(table["two"][3]) - float(table["two"][2]), abs=1.1e-4)
+
+
+def test_each_metric_stands_there_before_and_after_with_its_standard_error(metrics: dict[str, Any]) -> None:
+    table = rows(report(metrics, "x"), "Questions")
+    found = {row["metric"]: row for row in metrics["tasks"]["shard_arc_easy/after"]["rows"]}
+    (accuracy,) = [row for row in table if row[:2] == ["shard_arc_easy", "acc"]]
+    assert accuracy[2] == "3"
+    assert accuracy[4] == f"{found['acc']['value']:.4f} ± {found['acc']['stderr']:.4f}"
+
+
+def test_rates_of_failures_have_wilson_intervals(metrics: dict[str, Any]) -> None:
+    suite = {"prompts": 200, "left_out": 0, "new_tokens": 128, "failures": {"loop": 50, "no flag": 150}}
+    metrics["suite"] = {"before": suite, "after": {**suite, "failures": {"loop": 10, "no flag": 190}}}
+    low, high = wilson(10, 200)
+    assert rows(report(metrics, "x"), "Failures in the prompt suite")[0] == [
+        "loop", "25.0% (19.5% to 31.4%)", f"5.0% ({low:.1%} to {high:.1%})",
+    ]  # fmt: skip
+
+
+def test_what_was_not_measured_has_no_row(metrics: dict[str, Any]) -> None:
+    page = report({**metrics, "tasks": {}}, "x")
+    assert "## Questions" not in page
+    assert "–" not in "".join(cell for row in rows(page, "What it cost") for cell in row)
+    metrics["suite"]["after"]["prompts"] = 0
+    assert "## Failures in the prompt suite" not in report(metrics, "x")
+
+
+def test_costs_add_up_and_energy_and_rent_stand_there_where_they_are_known(metrics: dict[str, Any]) -> None:
+    metrics["stages"] = [
+        {"name": "pretrain", "seconds": 3600.0, "joules": 720_000.0},
+        {"name": "heads/a", "seconds": 60.0, "joules": None},
+        {"name": "heads/b", "seconds": 120.0, "joules": 3600.0},
+    ]
+    assert rows(report(metrics, "x"), "What it cost") == [
+        ["pretrain", "1", "60.0", "200.0", "2.00"],
+        ["heads", "2", "3.0", "1.0", "0.10"],
+        ["all", "3", "63.0", "201.0", "2.10"],
+    ]
+    for stage in metrics["stages"]:
+        stage["joules"] = None
+    metrics["price_per_hour"] = None
+    page = report(metrics, "x")
+    assert "Energy was not measured" in page
+    assert rows(page, "What it cost")[-1] == ["all", "3", "63.0"]
+
+
+def test_no_sample_breaks_the_table_it_stands_in(metrics: dict[str, Any]) -> None:
+    for sample in metrics["samples"]["after"]["samples"]:
+        sample["text"] = "a | b ` c\n\n## d <img> " + "long " * 99
+    page = report(metrics, "x")
+    table = rows(page, "The card's six prompts")
+    assert len(table) == 6
+    assert all(len(row) == 3 for row in table)
+    assert "\n## d" not in page
+
+
+def test_what_compares_with_the_card_depends_on_the_model(metrics: dict[str, Any]) -> None:
+    other = {row[0]: row[3] for row in rows(report(metrics, "x"), "Beside the card")}
+    metrics["model"]["n_params"] = 54_538_752
+    same = {row[0]: row[3] for row in rows(report(metrics, "x"), "Beside the card")}
+    assert (other["parameters"], same["parameters"]) == ("no: another size", "the same")
+    assert other["training, tokens/s"].startswith("no:")
+    assert same["training, tokens/s"].startswith("as machines:")
+
+
+def test_curves_go_on_where_the_pretraining_ended(metrics: dict[str, Any]) -> None:
+    drawn = pictures(metrics)["held-out"]
+    paths = [
+        [tuple(map(float, point.split(","))) for point in found.split()]
+        for found in re.findall(r'<polyline points="([^"]+)"', drawn)
+    ]
+    for path in paths:
+        assert path == sorted(path, key=lambda point: point[0])
+    names = [one.text for one in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"one", "two", "all", "anneal"} <= set(names)
+
+
+def test_the_command_writes_the_report_of_a_file_of_metrics(
+    reproduced: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "new" / "page.md"
+    assert main(["report", str(reproduced / "metrics.json"), "--out", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text == (reproduced / "report.md").read_text(encoding="utf-8").replace("images/report-", "images/page-")
+    assert (page.parent / "images" / "page-loss.svg").exists()
+
+
+@pytest.mark.parametrize("content", ["{}", json.dumps({"format": 0}), "[]", "not JSON"])
+def test_what_is_no_metrics_is_one_sentence(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "metrics.json"
+    file.write_text(content)
+    assert main(["report", str(file), "--out", str(tmp_path / "page.md")]) == 1
+    assert "metrics.json" in capsys.readouterr().err
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_metrics_without_a_place_for_the_page_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(tmp_path / "metrics.json", {})
+    assert main(["report", str(tmp_path / "metrics.json")]) == 1
+    assert "say with --out where the page" in capsys.readouterr().err

@@ -71,6 +71,29 @@ def test_a_random_shard_54m_gets_its_certificate() -> None:
     assert {comparison.tokens for comparison in certificate.comparisons} == {32, model.config.window + 32}
 
 
+def test_sharp_heads_that_magnify_every_rounding_are_no_disagreement_and_hide_no_real_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model = Shard(ShardConfig(vocab_size=300, n_ctx=128, d_model=64, n_layers=8, n_heads=4, d_mlp=96, window=8)).eval()
+    with torch.no_grad():
+        model.embed.W_E.mul_(5)
+        for block in model.blocks:
+            block.attn.W_Q.mul_(8)
+            block.attn.W_K.mul_(8)
+    certificate = verify(model)
+    assert certificate.passed, "\n".join(certificate.lines())
+    plain = {c.implementation: c.max_difference for c in certificate.comparisons if c.dtype == "float32"}
+    assert min(plain.values()) > parity.TOLERANCE * (1 + model.config.logit_cap), "a bound that does not know the model"
+    exact = huggingface.vaultgemma_config
+
+    def one_too_long(config: ShardConfig, *rest: Any) -> Any:
+        return exact(dataclasses.replace(config, window=config.window + 1), *rest)
+
+    monkeypatch.setattr(huggingface, "vaultgemma_config", one_too_long)
+    assert not verify(model).passed
+
+
 def test_a_window_that_is_one_too_long_is_noticed_past_the_window_only(
     trained_model: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +117,7 @@ def test_a_certificate_that_is_out_of_bounds_fails_the_command(
     trained_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(parity, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(parity, "NUDGES", 0.01)
     assert main(["verify", str(trained_checkpoint)]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "the implementations DISAGREE"
 

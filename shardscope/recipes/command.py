@@ -6,11 +6,22 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from shardscope.config import PRESETS, ConfigError, Source, load_recipe, recipe_fields, suggest
+from shardscope.config import (
+    PRESETS,
+    ConfigError,
+    Recipe,
+    ShardConfig,
+    Source,
+    load_recipe,
+    recipe_fields,
+    suggest,
+    user_path,
+)
 from shardscope.model import Shard
 from shardscope.processes import is_main_process
 from shardscope.resources import resource
@@ -69,7 +80,7 @@ def run(arguments: argparse.Namespace, phase: str | None = None) -> int:
                 f"{path}: phase={recipe.phase!r}; run it with python -m shardscope.recipes.{recipe.phase}"
             )
         if arguments.dry_run:
-            print(format_plan(plan(recipe)))
+            print(format_plan(plan(recipe, model=_model_of_start(recipe, path))))
             return 0
         outcome = train(recipe, probe=_probe if recipe.train.sample_every else None)
     except (ConfigError, TrainingError) as error:
@@ -98,6 +109,19 @@ def find_recipe(word: str) -> Path:
         return packaged[word]
     near = [*packaged, *(str(file) for file in sorted(path.parent.glob("*.toml")))]
     raise ConfigError(f"{word}: no such file, and no packaged recipe of this name{suggest(word, near)}")
+
+
+def _model_of_start(recipe: Recipe, path: Path) -> ShardConfig | None:
+    """For an anneal whose start is not there yet: the model of the recipe beside its own that will train it."""
+    if not recipe.start_from:
+        return None
+    run = user_path(recipe.start_from.rpartition("@")[0] or recipe.start_from, "start_from")
+    for file in sorted(path.parent.glob("*.toml")):
+        with suppress(ConfigError):  # somebody else's file
+            other = load_recipe(file)
+            if other.model is not None and other.folder == run:
+                return other.model
+    return None
 
 
 def _probe(model: Shard) -> list[dict[str, Any]]:

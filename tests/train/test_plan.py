@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from shardscope.config import ShardConfig, load_recipe
 from shardscope.data import dealt, prepare, sample_documents
@@ -106,3 +108,43 @@ def test_dry_run_prints_the_plan_and_makes_nothing(
     assert "FLOPs" in printed
     assert "GB of memory" in printed
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture
+def h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An H100 at hand, as torch would describe it, whose matrix products run at 650 TFLOP/s."""
+    properties = SimpleNamespace(total_memory=85_000_000_000)
+    monkeypatch.setattr("shardscope.train.plan.pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("shardscope.train.plan.matmul_rate", lambda device: 650e12)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: properties)
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "anneal"])
+def test_on_an_h100_a_dry_run_says_its_hours_and_its_memory(
+    h100: None, phase: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also for the anneal, whose start is not there yet: its model is that of the recipe which trains the start."""
+    recipe = load_recipe(ROOT / f"recipes/shard-54m-{phase}.toml")
+    assert run_recipe(phase, "", [str(ROOT / f"recipes/shard-54m-{phase}.toml"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    tokens = recipe.schedule.steps * recipe.train.batch_size * recipe.data.seq_len
+    hours = tokens * flops_per_token(ShardConfig(), recipe.data.seq_len) / (0.48 * 650e12) / 3600
+    shown = f"{hours:,.0f} hours" if hours >= 2 else f"{hours * 60:.0f} minutes"
+    assert f"about {shown} on this machine (NVIDIA H100 80GB HBM3)" in said
+    memory = memory_needed(ShardConfig(), recipe.train.batch_size * recipe.data.seq_len, halves=True)
+    assert f"about {memory / 1e9:.1f} GB of memory of 85 GB" in said
+    assert "54,538,752 parameters" in said
+
+
+def test_the_model_of_an_anneal_is_looked_for_in_the_recipes_beside_its_own(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.toml").write_text("name = ")  # somebody else's
+    for start in (tmp_path / "run", f"{tmp_path / 'run'}@15"):
+        assert run_recipe("anneal", "", [str(tmp_path / "anneal.toml"), "--dry-run", "--start_from", str(start)]) == 0
+        planned = load_recipe(recipe_file).model
+        assert planned is not None
+        assert f"{planned.n_params:,} parameters" in capsys.readouterr().out
+    assert run_recipe("anneal", "", [str(tmp_path / "anneal.toml"), "--dry-run", "--start_from", "elsewhere"]) == 0
+    assert "the checkpoint of start_from is not there yet" in capsys.readouterr().out

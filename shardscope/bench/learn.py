@@ -20,7 +20,8 @@ from typing import Any
 
 from shardscope.bench.measure import add_shared_arguments, command_line, machine, save
 from shardscope.bench.measure import table as markdown
-from shardscope.config import ConfigError, Recipe, load_recipe
+from shardscope.bench.variants import Variant, read_variants
+from shardscope.config import ConfigError, Recipe
 from shardscope.device import pick_device
 from shardscope.files import whole_file
 from shardscope.train import train
@@ -58,7 +59,9 @@ class Run:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="pretrain recipes, as in recipes/")
+    parser.add_argument(
+        "recipes", nargs="+", metavar="RECIPE", help="pretrain recipes, or lists of variants as in recipes/ablations/"
+    )
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--tokens", type=int, metavar="N", help="tokens of every run (default: the recipe's own steps)")
     amount.add_argument("--seconds", type=float, metavar="S", help="training seconds of every run instead")
@@ -82,26 +85,14 @@ def run(arguments: argparse.Namespace) -> int:
     changes = dict(_pair(text) for text in arguments.set)
     if arguments.evaluations < 1:
         raise ConfigError(f"--evaluations {arguments.evaluations}: a curve has at least one point")
-    names = [Path(path).stem for path in arguments.recipes]
-    if len(set(names)) < len(names):
-        raise ConfigError("two recipes share a file name, under which they would be told apart; rename one")
-    recipes = {
-        name: load_recipe(path, {**changes, "train.device": str(device)})
-        for name, path in zip(names, arguments.recipes, strict=True)
-    }
-    for name, recipe in recipes.items():
-        if recipe.phase != "pretrain":
-            raise ConfigError(f"{name}: phase={recipe.phase!r}; only a pretraining begins with nothing learnt")
+    variants = read_variants(arguments.recipes, changes, str(device))
     command = command_line("learn", arguments, "recipes", "tokens", "seconds", "seeds", "set", "evaluations")
     report: dict[str, Any] = {"command": command.replace(" --recipes", ""), **machine(device), "runs": []}
     with ExitStack() as cleanup:
         folder = Path(arguments.keep or cleanup.enter_context(TemporaryDirectory()))
         for seed in arguments.seeds:
-            for name, recipe in recipes.items():
-                done = learn(
-                    replace(recipe, seed=seed), name, changes, folder, arguments.tokens, arguments.seconds,
-                    arguments.evaluations,
-                )  # fmt: skip
+            for variant in variants:
+                done = learn(variant, seed, folder, arguments.tokens, arguments.seconds, arguments.evaluations)
                 report["runs"].append(asdict(done))
                 save(report, arguments.out)
     print(table(report))
@@ -111,34 +102,39 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def learn(
-    recipe: Recipe,
-    name: str,
-    changes: dict[str, str],
-    folder: Path,
-    tokens: int | None,
-    seconds: float | None,
-    evaluations: int,
+    variant: Variant, seed: int, folder: Path, tokens: int | None, seconds: float | None, evaluations: int
 ) -> Run:
-    """Train `recipe` on so many tokens or for so many seconds (None, None: its own steps) in a folder of its own."""
-    step_tokens = recipe.train.batch_size * recipe.data.seq_len
+    """Train a variant on so many tokens or for so many seconds (None, None: its own steps) in a folder of its own."""
+    recipe, place = replace(variant.recipe, seed=seed), folder / f"{variant.file_name}-seed{seed}"
+    step_tokens = _step_tokens(recipe)
     if seconds is not None:
-        trial = _train(_lasting(recipe, TRIAL_STEPS, 1, folder / f"{name}-seed{recipe.seed}-trial"))
+        trial = _train(_lasting(recipe, TRIAL_STEPS, 1, place.with_name(f"{place.name}-trial")))
         tokens = round(seconds * trial)
-    steps = recipe.schedule.steps if tokens is None else max(1, round(tokens / step_tokens))
-    recipe = _lasting(recipe, steps, evaluations, folder / f"{name}-seed{recipe.seed}")
-    start = time.perf_counter()
-    rate = _train(recipe)
-    wall = time.perf_counter() - start
-    curve = []
-    for line in read_metrics(recipe.folder, "eval"):
-        found = {source: value["bits_per_byte"] for source, value in line.items() if isinstance(value, dict)}
-        seen = line["step"] * step_tokens
-        curve.append(Point(line["step"], seen, round(seen / rate, 2), found))
+    tokens = recipe.schedule.steps * step_tokens if tokens is None else tokens
+    parts = [(recipe, place, tokens * variant.tokens * (1 - variant.share))]
+    if variant.anneal is not None:
+        anneal = replace(variant.anneal, seed=seed, start_from=str(place))
+        parts.append((anneal, place.with_name(f"{place.name}-anneal"), tokens * variant.tokens * variant.share))
+    curve: list[Point] = []
+    seen, lasted, start = 0, 0.0, time.perf_counter()
+    for part, where, amount in parts:
+        steps = max(1, round(amount / _step_tokens(part)))
+        part = _lasting(part, steps, evaluations, where)
+        rate = _train(part)
+        for line in read_metrics(where, "eval"):
+            found = {source: value["bits_per_byte"] for source, value in line.items() if isinstance(value, dict)}
+            now = line["step"] * _step_tokens(part)
+            if line["step"] or not seen:  # what an anneal begins with stands there already
+                curve.append(Point(line["step"], seen + now, round(lasted + now / rate, 2), found))
+        seen, lasted = seen + steps * _step_tokens(part), lasted + steps * _step_tokens(part) / rate
     return Run(
-        recipe=name, changes=changes, seed=recipe.seed, tokens=steps * step_tokens,
-        seconds=round(steps * step_tokens / rate, 2), tokens_per_second=round(rate, 1), wall_seconds=round(wall, 1),
-        curve=curve,
+        recipe=variant.name, changes=variant.changes, seed=seed, tokens=seen, seconds=round(lasted, 2),
+        tokens_per_second=round(seen / lasted, 1), wall_seconds=round(time.perf_counter() - start, 1), curve=curve,
     )  # fmt: skip
+
+
+def _step_tokens(recipe: Recipe) -> int:
+    return recipe.train.batch_size * recipe.data.seq_len
 
 
 def _lasting(recipe: Recipe, steps: int, evaluations: int, folder: Path) -> Recipe:
@@ -165,7 +161,10 @@ def _train(recipe: Recipe) -> float:
 
 
 def table(report: dict[str, Any]) -> str:
-    """A Markdown table, a row for each recipe: medians over the seeds, and half the range of the last column."""
+    """A Markdown table, a row for each recipe: medians of speed and time, means of what was learnt over the seeds.
+
+    The last column has the sample's standard deviation, where there is more than one seed.
+    """
     runs = [Run(**{**values, "curve": [Point(**point) for point in values["curve"]]}) for values in report["runs"]]
     sources = [name for name in runs[0].curve[-1].bits_per_byte if name != "all"]
     rows = []
@@ -173,7 +172,7 @@ def table(report: dict[str, Any]) -> str:
         mine = [one for one in runs if one.recipe == name]
         last = [one.curve[-1].bits_per_byte for one in mine]
         finals = [found["all"] for found in last]
-        spread = f" ± {(max(finals) - min(finals)) / 2:.4f}" if len(finals) > 1 else ""
+        spread = f" ± {statistics.stdev(finals):.4f}" if len(finals) > 1 else ""
         rows.append(
             [
                 name,
@@ -181,8 +180,8 @@ def table(report: dict[str, Any]) -> str:
                 f"{mine[0].tokens:,}",
                 f"{_median(mine, 'tokens_per_second'):,.0f}",
                 f"{_median(mine, 'seconds'):.0f}",
-                *(f"{statistics.median(found[source] for found in last):.3f}" for source in sources),
-                f"{statistics.median(finals):.4f}{spread}",
+                *(f"{statistics.fmean(found[source] for found in last):.3f}" for source in sources),
+                f"{statistics.fmean(finals):.4f}{spread}",
             ]
         )
     return "\n".join(markdown(["recipe", "seeds", "tokens", "tokens/s", "seconds", *sources, "all"], rows))

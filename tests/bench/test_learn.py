@@ -88,7 +88,7 @@ def test_seconds_become_the_steps_that_fit_into_them(recipes: list[str], tmp_pat
 
 
 def test_what_cannot_be_compared_is_one_sentence(recipes: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="two recipes share a file name"):
+    with pytest.raises(ConfigError, match="two recipes are called plain, by which their runs are told apart"):
         learn.run(arguments(recipes[0], recipes[0], "--device", "cpu"))
     with pytest.raises(ConfigError, match="--set 'lr': write KEY=VALUE"):
         learn.run(arguments(recipes[0], "--set", "lr", "--device", "cpu"))

@@ -11,11 +11,12 @@ import streamlit as st
 
 from apps.parts import address, exports
 from apps.parts.caching import MAP_CELLS, cached_layer, cached_map, cached_scores, cached_small_maps
-from apps.parts.heads import Cell, head_grid, viridis
+from apps.parts.heads import Cell, head_grid
 from apps.parts.heatmap import Side, heatmap
 from apps.parts.prompt import Asked, ask
 from apps.parts.text import in_a_sentence
 from apps.parts.tokens import drawn_part, token_strip
+from shardscope.colors import viridis
 from shardscope.config import LayerKind
 from shardscope.microscope import SCORES, HeadScores, LayerReading, PooledBand, find_heads
 

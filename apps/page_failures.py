@@ -14,13 +14,14 @@ from apps.parts.checkpoints import Opened, pick_checkpoint, run_of
 from apps.parts.continuing import Continuation, continue_prompts, sampling_controls
 from apps.parts.flags import COLORS, count, draw_flags, evidence, hue, judge
 from apps.parts.logs import read_log
-from apps.parts.text import on_one_line, plain, sentence, visible
+from apps.parts.text import plain, sentence
 from apps.parts.tokens import marked_text
 from apps.parts.xray import Looping, draw_xray, of_row, sampling_lines
 from shardscope.config import ConfigError
 from shardscope.failures import CARD_PROMPTS, Labels, SuitePrompt, describe, for_model, load_suite
 from shardscope.generation import SamplingConfig
 from shardscope.model import PromptError
+from shardscope.visible import on_one_line, visible
 
 SUITES = {
     "card": "the card's six",

@@ -14,10 +14,11 @@ from apps.page_attention import UNBOUNDED, cell_of, score_table
 from apps.parts import address, exports
 from apps.parts.caching import cached_scores, cached_scores_of
 from apps.parts.checkpoints import run_of
-from apps.parts.heads import OKABE_ITO, Head, head_grid
+from apps.parts.heads import Head, head_grid
 from apps.parts.prompt import Asked, ask
 from apps.parts.text import in_a_sentence, plain, sentence
 from shardscope.checkpoint import list_checkpoints
+from shardscope.colors import MARK, OKABE_ITO
 from shardscope.config import ConfigError, LayerKind
 from shardscope.microscope import SCORES, HeadScores, find_heads
 
@@ -149,8 +150,8 @@ def draw_distances(scores: Sequence[HeadScores], asked: Asked) -> None:
         edge = pd.DataFrame({"distance": [_span(*_bin(table, past[0]))], "says": [f"past the window of {window} →"]})
         at = alt.Chart(edge).encode(x=alt.X("distance:N", sort=order, bandPosition=0))
         layers += [
-            at.mark_rule(color="#ff7f0e", strokeWidth=2),
-            at.mark_text(align="left", dx=5, y=8, color="#ff7f0e").encode(text="says:N"),
+            at.mark_rule(color=MARK, strokeWidth=2),
+            at.mark_text(align="left", dx=5, y=8, color=MARK).encode(text="says:N"),
         ]
     st.altair_chart(alt.layer(*layers).properties(height=260), width="stretch")
     names = [(score.layer, score.head) for score in scores]
@@ -262,4 +263,4 @@ def _name(layer: int, head: int) -> str:
 
 
 def _head_color() -> alt.Color:
-    return alt.Color("head:N", title="head", scale=alt.Scale(range=OKABE_ITO))
+    return alt.Color("head:N", title="head", scale=alt.Scale(range=list(OKABE_ITO)))

@@ -17,14 +17,15 @@ import streamlit as st
 
 from apps.parts import address, exports
 from apps.parts.checkpoints import FAILURES, MAKE_ONE, below, real, start_folders
-from apps.parts.heads import OKABE_ITO
 from apps.parts.logs import logged_at, read_log
-from apps.parts.text import plain, visible
+from apps.parts.text import plain
+from shardscope.colors import MARK, OKABE_ITO
 from shardscope.config import Recipe
 from shardscope.files import read_json
 from shardscope.train.metrics import FILE
 from shardscope.train.run import RECIPE, run_status
 from shardscope.train.schedule import decay_start, lr_factor
+from shardscope.visible import visible
 
 LOOK_EVERY = 2.0  # seconds
 LIVE = 120.0  # seconds without a line after which a run is no longer called running
@@ -95,7 +96,7 @@ def live(runs: Sequence[Run], curve: str) -> None:
     base = alt.Chart(table).encode(
         x=alt.X("step:Q", title="step, counted from the start of the run that it forks from"),
         y=alt.Y("value:Q", title=CURVES[curve][1], scale=alt.Scale(zero=False)),
-        color=alt.Color("run:N", scale=alt.Scale(range=OKABE_ITO), legend=stroke),
+        color=alt.Color("run:N", scale=alt.Scale(range=list(OKABE_ITO)), legend=stroke),
         tooltip=["run", "series", "step", alt.Tooltip("value:Q", format=".5g")],
     )
     dashes = alt.Scale(range=DASHES)
@@ -107,7 +108,7 @@ def live(runs: Sequence[Run], curve: str) -> None:
     points = base.mark_point(filled=True, size=40, opacity=1 if len(table) < 60 else 0)
     layers = [lines, points]
     if forks:
-        rule = alt.Chart(pd.DataFrame(forks)).mark_rule(strokeDash=[4, 4], color="#ff7f0e")
+        rule = alt.Chart(pd.DataFrame(forks)).mark_rule(strokeDash=[4, 4], color=MARK)
         layers.append(rule.encode(x="step:Q", tooltip=["run", "step"]))
     st.altair_chart(alt.layer(*layers).properties(height=380), width="stretch")
 

@@ -14,10 +14,11 @@ import torch
 from apps.parts import address, exports
 from apps.parts.caching import alone, cached
 from apps.parts.continuing import continue_without
-from apps.parts.heads import Cell, Head, blue_orange, head_grid
+from apps.parts.heads import Cell, Head, head_grid
 from apps.parts.prompt import Asked, ask
-from apps.parts.text import in_a_sentence, on_one_line, visible
+from apps.parts.text import in_a_sentence
 from apps.parts.tokens import token_strip
+from shardscope.colors import OKABE_ITO, blue_orange
 from shardscope.microscope import (
     AblationEffect,
     Attribution,
@@ -27,6 +28,7 @@ from shardscope.microscope import (
     residuals,
 )
 from shardscope.microscope.ablation import Mode
+from shardscope.visible import on_one_line, visible
 
 AROUND = 64  # tokens to each side of the chosen one whose numbers are in the table
 SHOWN_BEFORE = 3
@@ -225,7 +227,7 @@ def draw_parts(asked: Asked, found: Attribution) -> None:
         .encode(
             x=alt.X("logits:Q", title="logit difference"),
             y=alt.Y("part:N", sort=None, title=None, axis=alt.Axis(labelOverlap=False)),
-            color=alt.condition("datum.logits > 0", alt.value("#e08214"), alt.value("#2166ac")),
+            color=alt.condition("datum.logits > 0", alt.value(OKABE_ITO[1]), alt.value(OKABE_ITO[0])),
             tooltip=["part", alt.Tooltip("logits:Q", format="+.4f")],
         )
         .properties(height=300)

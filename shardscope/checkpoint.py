@@ -26,6 +26,7 @@ from shardscope.manifest import MANIFEST, DamagedError, compared, write_manifest
 from shardscope.model import Shard
 from shardscope.tensors import read_header, read_tensors, why_no_weights, write_tensors
 from shardscope.tokenizer import Tokenizer
+from shardscope.visible import on_one_line
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
@@ -287,4 +288,4 @@ def _shown(value: object, most: int = 200) -> str:
     else:
         text = f"{value:,}" if isinstance(value, int) else str(value)
     text = text if len(text) <= most else text[:most] + "…"
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return on_one_line(text)

@@ -13,6 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "shardscope"
 LEAVES = {
+    "colors",
     "config",
     "device",
     "files",
@@ -24,9 +25,11 @@ LEAVES = {
     "terminal",
     "threads",
     "tokenizer",
+    "visible",
 }
 # Room: the rooms it may import from, besides itself.
 ARROWS = {
+    "colors": set(),
     "config": set(),
     "device": {"config"},
     "files": {"config"},
@@ -38,6 +41,7 @@ ARROWS = {
     "progress": set(),
     "resources": set(),
     "terminal": set(),
+    "visible": set(),
     "threads": set(),
     "model": {"config"},
     "checkpoint": LEAVES | {"model"},
@@ -65,7 +69,9 @@ LATER = {
     "score": "generation",
     "stream": "generation",
 }
-CORE = {"torch", "einops", "jaxtyping", "tokenizers", "safetensors", "numpy", "dacite", "tqdm", "triton", "psutil"}
+CORE = {
+    *("torch", "einops", "jaxtyping", "tokenizers", "safetensors", "numpy", "dacite", "tqdm", "triton", "psutil", "PIL")
+}
 # Heavy guests, and the rooms they may enter.
 GUESTS = {
     "transformer_lens": {"interop", "bench"},

@@ -333,7 +333,7 @@ def test_what_a_stranger_wrote_into_the_notes_is_shown_as_text_on_one_line(tiny_
     notes |= {"note": "\x1b[2Jgone\nstep: 9", "long": "x" * 10_000, "table": {"a": [1]}, "tokens": 12345}
     text = describe(broken(tiny_checkpoint, "config.json", json.dumps(notes).encode()))
     shown = dict(line.split(maxsplit=1) for line in text.splitlines())
-    assert shown["note"] == "\N{REPLACEMENT CHARACTER}[2Jgone\N{REPLACEMENT CHARACTER}step: 9"
+    assert shown["note"] == "␛[2Jgone↵step: 9"
     assert shown["long"] == "x" * 200 + "…"
     assert (shown["table"], shown["tokens"]) == ("a dict", "12,345")
 

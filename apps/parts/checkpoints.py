@@ -13,11 +13,12 @@ from threading import Lock
 import streamlit as st
 import torch
 
-from apps.parts.text import plain, visible
+from apps.parts.text import plain
 from shardscope import Shard, load
 from shardscope.checkpoint import BUILT_IN, CONFIG, RUNS, STATE, TOKENIZER, WEIGHTS
 from shardscope.config import ConfigError
 from shardscope.files import read_json, regular_file
+from shardscope.visible import visible
 
 DEPTH = 4
 MOST_TRIED = 8  # broken checkpoints that are passed over for one that opens

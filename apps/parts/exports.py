@@ -15,8 +15,8 @@ import streamlit as st
 
 from apps.parts.checkpoints import Opened
 from apps.parts.prompt import Asked
-from apps.parts.text import on_one_line
 from shardscope.microscope import PooledBand, PooledMap
+from shardscope.visible import on_one_line
 
 Rectangle = tuple[int, int, int, int]
 MOST_ROWS = 200  # of a table that is drawn

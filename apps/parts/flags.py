@@ -10,6 +10,7 @@ import streamlit as st
 from apps.parts.continuing import Continuation
 from apps.parts.text import plain
 from apps.parts.tokens import Span
+from shardscope.colors import OKABE_ITO
 from shardscope.failures import Flag, Labels, SuitePrompt, false_alarm_rate, label
 from shardscope.failures.labels import token_pieces
 from shardscope.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ COLORS = {
     "drift": "blue",
 }
 # The same in the text and in charts (Okabe and Ito's colours, which colour-blind people tell apart).
-HUES = {"gray": "#999999", "orange": "#e69f00", "red": "#d55e00", "violet": "#cc79a7", "blue": "#0072b2"}
+HUES = dict(zip(("blue", "orange", "green", "violet", "sky", "red", "yellow", "gray"), OKABE_ITO, strict=True))
 
 
 def judge(prompt: SuitePrompt, sample: Continuation, tokenizer: Tokenizer) -> Labels:

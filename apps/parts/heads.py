@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import streamlit as st
-from PIL import Image
 
 from apps.parts.downloads import DOWNLOADS_JS, sent_once
 from apps.parts.heatmap import Side, visible_squares
+from shardscope.colors import GLOBAL, SLIDING, viridis
 from shardscope.config import ShardConfig
 from shardscope.microscope import THUMBNAIL_CELLS, HeadScores
+from shardscope.microscope.picture import png
 
-_VIRIDIS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
-# Blue for less, orange for more, white for nothing: told apart with every common colour blindness.
-_BLUE_ORANGE = "2166ac 4393c3 92c5de d1e5f0 f7f7f7 fee0b6 fdb863 e08214 b35806"
-# Okabe and Ito's colours for lines, which colour-blind people can tell apart.
-OKABE_ITO = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999"]
-_CSS = """
+_CSS = (
+    f"section.sliding {{ --band: {SLIDING}; }} section.global {{ --band: {GLOBAL}; }}"
+    + """
 .heads { font-family: var(--st-font); color: var(--st-text-color); display: flex; flex-direction: column; gap: 12px; }
-section { border: 1px solid var(--st-border-color, gray); border-left-width: 6px; border-radius: 8px; padding: 8px 10px;
+section { border: 1px solid var(--st-border-color, gray); border-left: 6px solid var(--band);
+          background: color-mix(in srgb, var(--band) 7%, transparent); border-radius: 8px; padding: 8px 10px;
           container-type: inline-size; }
-section.sliding { border-left-color: #3b82f6; background: color-mix(in srgb, #3b82f6 6%, transparent); }
-section.global { border-left-color: #f28e2b; background: color-mix(in srgb, #f28e2b 8%, transparent); }
 .band { margin: 0 0 6px; font-size: 0.82rem; max-width: 30em; }
 .grid { display: grid; gap: 4px; align-items: center; font-size: 0.72rem; }
 .name { text-align: center; opacity: 0.75; }
@@ -42,6 +37,7 @@ section.global { border-left-color: #f28e2b; background: color-mix(in srgb, #f28
 .save { display: block; margin: 6px 0 0 auto; font: inherit; font-size: 0.8rem; color: inherit; background: none;
         border-radius: 6px; padding: 2px 8px; border: 1px solid var(--st-border-color, gray); cursor: pointer; }
 """
+)
 _heads = st.components.v2.component(
     "heads",
     html='<div class="heads"></div><button type="button" class="save">Save as SVG</button>',
@@ -109,24 +105,6 @@ def head_grid(
         _heads(key=key, data=data, on_head_change=chosen)
 
 
-def viridis(share: float) -> tuple[int, int, int]:
-    """The colour of a share between 0 and 1."""
-    return _between(_VIRIDIS, share)
-
-
-def blue_orange(share: float) -> tuple[int, int, int]:
-    """The colour of a share between -1 (blue) and 1 (orange)."""
-    return _between(_BLUE_ORANGE, (share + 1) / 2)
-
-
-def _between(palette: str, share: float) -> tuple[int, int, int]:
-    colors = np.array([[int(color[i : i + 2], 16) for i in (0, 2, 4)] for color in palette.split()])
-    place = float(np.clip(share, 0, 1)) * (len(colors) - 1)
-    low = min(int(place), len(colors) - 2)
-    red, green, blue = np.rint(colors[low] + (place - low) * (colors[low + 1] - colors[low])).astype(int)
-    return int(red), int(green), int(blue)
-
-
 def _cell(head: int, cell: Cell, pressed: bool) -> dict[str, object]:
     if cell.rgb is None:
         return {"head": head, "text": cell.text, "title": cell.title, "pressed": pressed, "color": None}
@@ -150,13 +128,5 @@ def sprite(scores: Sequence[HeadScores], config: ShardConfig) -> str:
         shade = 1 + np.rint(np.sqrt(np.clip(small.mass, 0, 1)) * 254)
         part = shades[score.layer * size :, score.head * size :][:size, :size]
         part[:] = np.where(seen[score.window], shade, 0)
-    image = Image.fromarray(shades, "P")
-    image.putpalette(_palette())
-    file = io.BytesIO()
-    image.save(file, "PNG", transparency=0)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-@cache
-def _palette() -> list[int]:
-    return [part for shade in range(256) for part in viridis((shade - 1) / 254)]
+    colors = np.array([viridis((shade - 1) / 254) for shade in range(256)], dtype=np.uint8)
+    return "data:image/png;base64," + base64.b64encode(png(shades, colors, transparent=0)).decode()

@@ -1,11 +1,7 @@
 // A map of attention weights on a canvas: hover or arrow keys name a weight, a drag or Shift + arrows frame a rectangle.
-// Strangers' text is drawn or set as text, never as markup.
+// VIRIDIS, its colours, and EDGE come from heatmap.py. Strangers' text is drawn or set as text, never as markup.
 
-const VIRIDIS = ["440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725"].map(
-  (color) => [0, 2, 4].map((at) => parseInt(color.slice(at, at + 2), 16))
-);
 const CODES = 65535; // of weight 1
-const EDGE = "#ff7f0e";
 const CHOSEN = "#ff4fa3";
 
 export default function ({ data, parentElement, setTriggerValue }) {

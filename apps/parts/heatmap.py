@@ -7,6 +7,7 @@ colour-blind people can read it, and attention is heavy-tailed.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 import streamlit as st
 
 from apps.parts.downloads import DOWNLOADS_JS, sent_once
-from apps.parts.text import on_one_line
+from shardscope.colors import MARK, VIRIDIS
+from shardscope.visible import on_one_line
 
 CODES = 65535  # of weight 1
 _HTML = """<div class="heatmap"><div class="frame"><canvas tabindex="0" role="application"></canvas>
@@ -36,9 +38,9 @@ canvas:focus-visible { outline: 2px solid var(--st-primary-color); }
 .save { margin-left: auto; font: inherit; color: inherit; background: none; border-radius: 6px; padding: 2px 8px;
         border: 1px solid var(--st-border-color, gray); cursor: pointer; }
 """
-_heatmap = st.components.v2.component(
-    "heatmap", html=_HTML, css=_CSS, js=DOWNLOADS_JS + Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
-)
+_COLORS = f'const VIRIDIS = {json.dumps([list(bytes.fromhex(color)) for color in VIRIDIS])};\nconst EDGE = "{MARK}";\n'
+_JS = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+_heatmap = st.components.v2.component("heatmap", html=_HTML, css=_CSS, js=DOWNLOADS_JS + _COLORS + _JS)
 
 
 @dataclass(frozen=True)

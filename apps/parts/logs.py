@@ -9,9 +9,9 @@ from typing import Any
 import streamlit as st
 
 from apps.parts.checkpoints import FAILURES, MOST_STEPS
-from apps.parts.text import visible
 from shardscope.files import regular_file
 from shardscope.train.metrics import FILE, read_metrics
+from shardscope.visible import visible
 
 
 def read_log(run: Path) -> tuple[list[dict[str, Any]], str]:

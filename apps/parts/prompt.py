@@ -10,11 +10,12 @@ import streamlit as st
 from apps.parts import address
 from apps.parts.checkpoints import Opened, pick_checkpoint
 from apps.parts.continuing import Continuation, continue_prompts, sampling_controls
-from apps.parts.text import sentence, visible
+from apps.parts.text import sentence
 from shardscope.config import ConfigError
 from shardscope.generation import SamplingConfig
 from shardscope.model.prompts import token_rows
 from shardscope.tokenizer import Tokenizer
+from shardscope.visible import visible
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
-"""Text from strangers (prompts, vocabularies, file names) shown as the characters it is made of."""
+"""Text from strangers (prompts, file names, errors), escaped for Streamlit's Markdown."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable
 from functools import wraps
 
 import streamlit as st
 
 from shardscope.config import ConfigError
+from shardscope.visible import visible
 
 _MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
 # Streamlit makes links of addresses, and pictures of names between colons, even where their signs are escaped.
@@ -40,22 +40,3 @@ def in_a_sentence(draw: Callable[..., None]) -> Callable[..., None]:
             st.error(sentence(error))
 
     return drawn
-
-
-def on_one_line(text: str) -> str:
-    """A token's text with line breaks and tabs as signs."""
-    return visible(text).replace("\n", "↵").replace("\t", "⇥")
-
-
-def visible(text: str) -> str:
-    """`text` with control and formatting characters (bidi overrides, too) written out; newlines and tabs stay."""
-    return "".join(_written_out(character) for character in text)
-
-
-def _written_out(character: str) -> str:
-    # The joiners are part of how some scripts and emoji are spelled.
-    if character in "\n\t\u200c\u200d" or unicodedata.category(character) not in ("Cc", "Cf", "Cs"):
-        return character
-    if ord(character) < 0x20:
-        return chr(0x2400 + ord(character))
-    return f"\\u{ord(character):04x}"

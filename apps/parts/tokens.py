@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import streamlit as st
 
-from apps.parts.text import visible
+from shardscope.visible import visible
 
 Span = tuple[int, int, str, str]  # characters from … to, colour, words
 

@@ -14,8 +14,9 @@ from apps.parts.caching import Report, alone, cached
 from apps.parts.checkpoints import Opened
 from apps.parts.continuing import Continuation
 from apps.parts.flags import draw_flags, evidence, judge
-from apps.parts.text import on_one_line, plain, sentence
+from apps.parts.text import plain, sentence
 from apps.parts.tokens import marked_text
+from shardscope.colors import OKABE_ITO
 from shardscope.config import ConfigError
 from shardscope.failures import SuitePrompt, describe
 from shardscope.failures.loop_xray import (
@@ -29,6 +30,7 @@ from shardscope.failures.loop_xray import (
     try_cures,
 )
 from shardscope.generation import Generation, SamplingConfig
+from shardscope.visible import on_one_line
 
 SHOWN = 10  # parts in a table; those that break the loop alone are always in it
 LONGEST_BLOCK = 120  # characters of the loop that are quoted
@@ -144,7 +146,7 @@ def draw_when(looping: Looping, when: Onset) -> None:
         .encode(
             x=alt.X("copy:Q", axis=alt.Axis(tickMinStep=1, format="d")),
             y=alt.Y("probability:Q", scale=alt.Scale(domain=[0, 1]), title="probability of its tokens"),
-            color=alt.Color("over the copy:N", scale=alt.Scale(range=["#0072b2", "#e69f00"])),
+            color=alt.Color("over the copy:N", scale=alt.Scale(range=list(OKABE_ITO[:2]))),
             tooltip=["copy", "over the copy", alt.Tooltip("probability:Q", format=".4f")],
         )
         .properties(height=240)

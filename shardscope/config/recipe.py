@@ -1,7 +1,5 @@
 """One training run: a model, its data, and how it learns."""
 
-# ruff: noqa: RUF009
-
 from __future__ import annotations
 
 import re

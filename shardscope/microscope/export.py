@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from shardscope.colors import GLOBAL, MARK, SLIDING
 from shardscope.files import whole_file, write_bytes, write_text
 from shardscope.microscope.heads import SCORES, HeadScores, find_heads, head_scores
-from shardscope.microscope.picture import DECADES, contact_sheet, enlarged, pixels, png, visible
+from shardscope.microscope.picture import DECADES, contact_sheet, enlarged, pixels, png
 from shardscope.microscope.reading import (
     MicroscopeError,
     PooledMap,
@@ -32,6 +33,7 @@ from shardscope.microscope.reading import (
 )
 from shardscope.model import Shard
 from shardscope.tokenizer import Tokenizer
+from shardscope.visible import visible
 
 TABLE_CELLS = 128
 PAGE_CELLS = (128, 96, 64, 32)  # the first that keeps the page under PAGE_BYTES
@@ -214,13 +216,18 @@ def _span(first: int, stop: int) -> str:
     return f"{first}" if stop == first + 1 else f"{first}–{stop - 1}"
 
 
-_STYLE = """
+_STYLE = (
+    f":root{{--sliding:{SLIDING};--global:{GLOBAL};--mark:{MARK}}}"
+    + """
 :root{color-scheme:light dark;font:15px/1.45 system-ui,sans-serif}body{max-width:72rem;margin:1rem auto;padding:0 1rem}
 .map{display:inline-block;width:min(7.2vw,84px);aspect-ratio:1;margin:1px;background-size:100% 100%;
-image-rendering:pixelated}.map:hover,.map:focus{outline:2px solid #d55e00}
+image-rendering:pixelated}.map:hover,.map:focus{outline:2px solid var(--mark)}
 .layer{display:flex;align-items:center;border-left:6px solid;margin:2px 0;padding-left:6px}.layer b{width:5.5rem}
-.sliding{border-color:#0072b2}.global{border-color:#e69f00}section{display:none}section:target{display:block}
-.full{width:min(100%,40rem)}.searches{display:flex;flex-wrap:wrap;align-items:start;gap:1.5rem}table{border-collapse:collapse}
+.sliding{border-color:var(--sliding)}.global{border-color:var(--global)}section{display:none}
+section:target{display:block}
+.full{width:min(100%,40rem)}.searches{display:flex;flex-wrap:wrap;align-items:start;gap:1.5rem}
+table{border-collapse:collapse}
 td{padding:1px 8px}caption{text-align:left}.bars td:nth-child(2){width:20rem}.bars i{display:block;height:.8em;
-background:#0072b2}.edge td{border-top:2px solid #d55e00}pre{white-space:pre-wrap;overflow-wrap:anywhere;
+background:var(--sliding)}.edge td{border-top:2px solid var(--mark)}pre{white-space:pre-wrap;overflow-wrap:anywhere;
 unicode-bidi:plaintext;max-height:30rem;overflow:auto;border:1px solid #8888;padding:.6rem}"""
+)

@@ -24,7 +24,6 @@ from apps.parts.address import CHOICES, FIRST_PROMPT, PACKED, pack, write
 from apps.parts.checkpoints import find_checkpoints, fingerprint, try_to_open
 from apps.parts.continuing import Continuation
 from apps.parts.flags import judge
-from apps.parts.text import visible
 from apps.parts.xray import Looping, compared, continuation_of, of_row, rewritten_cell
 from shardscope import Shard, ShardConfig, load
 from shardscope.checkpoint import checkpoint_folder, save_checkpoint
@@ -34,6 +33,7 @@ from shardscope.generation import SamplingConfig, generate
 from shardscope.microscope import find_heads, head_scores, read
 from shardscope.tokenizer import Tokenizer
 from shardscope.train.metrics import Metrics
+from shardscope.visible import visible
 
 EXPLORER = Path(__file__).parents[2] / "apps" / "explorer.py"
 

@@ -22,12 +22,12 @@ import torch
 from small_run import MARKUP, make_run, with_markup
 
 from apps.page_runs import LOOK_EVERY
-from apps.parts.text import on_one_line, visible
 from shardscope import Shard, ShardConfig, load
 from shardscope.checkpoint import list_checkpoints, save_checkpoint
 from shardscope.generation import Generation, SamplingConfig, generate
 from shardscope.microscope import ablated, ablation_effect, attribution, head_scores, logit_lens, read
 from shardscope.tokenizer import Tokenizer
+from shardscope.visible import on_one_line, visible
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page tests need playwright")
 

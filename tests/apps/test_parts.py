@@ -25,7 +25,7 @@ from apps.parts.exports import table_svg
 from apps.parts.flags import COLORS, evidence, judge, trust
 from apps.parts.heatmap import CODES, Side, spans, visible_squares
 from apps.parts.heatmap import pack as pack_weights
-from apps.parts.text import plain, visible
+from apps.parts.text import plain
 from apps.parts.tokens import furthest, pieces
 from shardscope import load
 from shardscope.failures import ORDER, SuitePrompt
@@ -70,10 +70,6 @@ def test_no_label_is_green_and_each_has_a_colour() -> None:
 
 def test_markdown_in_a_sentence_is_escaped() -> None:
     assert plain("*a* <b>\n[c](d)") == "\\*a\\* \\<b\\> \\[c\\]\\(d\\)"
-
-
-def test_control_characters_are_written_out_and_letters_kept() -> None:
-    assert visible("a\x00b\u202ec\nд é\u200d") == "a␀b\\u202ec\nд é\u200d"
 
 
 def test_a_map_sends_only_the_squares_that_its_head_can_see() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from shardscope.failures.loop_xray.cause import SetEffect
 from shardscope.failures.loop_xray.xray import Xray
-from shardscope.microscope.picture import visible
+from shardscope.visible import on_one_line
 
 BARS = " ▁▂▃▄▅▆▇█"
 ROWS = 12  # parts in the table
@@ -92,5 +92,5 @@ def bar(share: float) -> str:
 
 def one_line(text: str, width: int) -> str:
     """A text within one line, quoted; what does not fit is cut."""
-    flat = visible(text).replace("\n", "⏎").replace("\t", " ")
+    flat = on_one_line(text)
     return f"“{flat if len(flat) <= width else flat[: width - 1] + '…'}”"

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -22,7 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from shardscope.bench.measure import add_shared_arguments, at_least_one, machine, save, synchronize
+from shardscope.bench import measure
+from shardscope.bench.measure import seconds_of, synchronize
 from shardscope.config import PRESETS, ShardConfig
 from shardscope.device import pick_device
 from shardscope.microscope.heads import head_scores
@@ -55,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", type=int, default=2048, help="length TransformerLens reads too (default 2048; 0: leave it out)"
     )
     # What takes longer than PATIENCE seconds is measured once.
-    add_shared_arguments(parser, runs=3)
+    measure.add_shared_arguments(parser, runs=3)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -64,9 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
     for tokens in (arguments.tokens, arguments.against or 1):
         if not 1 <= tokens <= n_ctx:
             raise MicroscopeError(f"{arguments.model} reads 1 to {n_ctx} tokens, not {tokens}")
-    at_least_one(runs=arguments.runs)
+    measure.at_least_one(runs=arguments.runs)
     device = pick_device(arguments.device)
-    results: dict[str, Any] = {"machine": machine(device)}
+    results: dict[str, Any] = {"machine": measure.machine(device)}
     rows: np.ndarray | None = None
     for name, reader, tokens in (
         ("long", "microscope", arguments.tokens),
@@ -79,53 +81,54 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{reader}, {tokens:,} tokens …", file=sys.stderr, flush=True)
         job = Job(reader=reader, preset=arguments.model, tokens=tokens, device=str(device), repeats=arguments.runs)
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
-            measured = process.submit(measure, job).result()
+            measured = process.submit(measure_job, job).result()
         found = measured.pop("rows")
         if name == "short":
             rows = found
         elif rows is not None:
             measured["largest_difference"] = float(np.abs(found - rows).max())
         results[name] = measured
-        save(results, arguments.out)  # after each, so that what is measured is kept
-    print("\n".join(table(results)))
+        measure.save(results, arguments.out)  # after each, so that what is measured is kept
+    print(table(results))
     return 0
 
 
-def table(results: dict[str, Any]) -> list[str]:
+def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table, with what is to be reached beside what was."""
     place, long = results["machine"], results["long"]
     first, overview, memory = TARGETS["cuda" if place["device"].startswith("cuda") else "cpu"]
     n = f"{long['tokens']:,} tokens"
-    lines = [
-        f"| {place['name']}, torch {place['torch']} | measured | to reach |",
-        "|---|---|---|",
-        f"| {n}: first map | {long['first_map']:.2f} s | {first:g} s |",
-        f"| {n}: overview of all {long['heads']} heads | {long['overview']:.2f} s | {overview:g} s |",
-        f"| {n}: peak extra memory | {long['peak_bytes'] / 1e9:.2f} GB | {memory / 1e9:g} GB |",
-        f"| {n}: another head's map | {long['another_head']:.3f} s | {INTERACTION} s |",
-        f"| {n}: an exact tile of 512 × 512 | {long['tile']:.3f} s | {INTERACTION} s |",
+    rows = [
+        [f"{n}: first map", f"{long['first_map']:.2f} s", f"{first:g} s"],
+        [f"{n}: overview of all {long['heads']} heads", f"{long['overview']:.2f} s", f"{overview:g} s"],
+        [f"{n}: peak extra memory", f"{long['peak_bytes'] / 1e9:.2f} GB", f"{memory / 1e9:g} GB"],
+        [f"{n}: another head's map", f"{long['another_head']:.3f} s", f"{INTERACTION} s"],
+        [f"{n}: an exact tile of 512 × 512", f"{long['tile']:.3f} s", f"{INTERACTION} s"],
     ]
-    if "whole" not in results:
-        return lines
-    short = results["short"]
-    n = f"{short['tokens']:,} tokens"
-    for key, name in (("whole", "run_with_cache"), ("patterns", "run_with_cache, patterns only")):
-        theirs = results[key]
-        to_reach = (f"{LESS_MEMORY:g}× ", f"{FASTER:g}× ") if key == "whole" else ("", "")
-        lines += [
-            f"| {n}: TransformerLens's {name} | {theirs['seconds']:.2f} s, {theirs['peak_bytes'] / 1e9:.2f} GB | |",
-            f"| less memory than that | {theirs['peak_bytes'] / short['peak_bytes']:.1f}× | {to_reach[0]}|",
-            f"| first map, faster by | {theirs['seconds'] / short['first_map']:.1f}× | {to_reach[1]}|",
-            f"| all heads scored, faster by | {theirs['seconds'] / short['overview']:.1f}× | |",
-            f"| largest difference of a weight | {theirs['largest_difference']:.1e} | 1e-5 |",
-        ]
-    return lines
+    if "whole" in results:
+        rows += _compared(results["short"], results["whole"], "run_with_cache", f"{LESS_MEMORY:g}×", f"{FASTER:g}×")
+        rows += _compared(results["short"], results["patterns"], "run_with_cache, patterns only", "–", "–")
+    return "\n".join(measure.table([f"{place['name']}, torch {place['torch']}", "measured", "to reach"], rows))
+
+
+def _compared(
+    ours: dict[str, Any], theirs: dict[str, Any], name: str, less_memory: str, faster: str
+) -> list[list[str]]:
+    """Rows that set TransformerLens's reading of the same tokens beside ours, with what is to be reached."""
+    seconds, memory = theirs["seconds"], theirs["peak_bytes"]
+    return [
+        [f"{ours['tokens']:,} tokens: TransformerLens's {name}", f"{seconds:.2f} s, {memory / 1e9:.2f} GB", "–"],
+        ["less memory than that", f"{memory / ours['peak_bytes']:.1f}×", less_memory],
+        ["first map, faster by", f"{seconds / ours['first_map']:.1f}×", faster],
+        ["all heads scored, faster by", f"{seconds / ours['overview']:.1f}×", "–"],
+        ["largest difference of a weight", f"{theirs['largest_difference']:.1e}", "1e-5"],
+    ]
 
 
 # ----------------------------------------------------------------------------------- in a process of its own
 
 
-def measure(job: Job) -> dict[str, Any]:
+def measure_job(job: Job) -> dict[str, Any]:
     """The job's medians and peak, and under "rows" some weights to compare: [layer query key]."""
     torch.manual_seed(0)
     model = Shard(ShardConfig.preset(job.preset)).eval().to(job.device)
@@ -150,7 +153,8 @@ def _microscope(model: Shard, ids: torch.Tensor, job: Job) -> dict[str, Any]:
         reading = read(model, ids)
         synchronize(model.device)
         times["read"].append(perf_counter() - start)
-        reading.layers[layer].pooled(0)
+        shown = reading.layers[layer]
+        shown.pooled(0)
         times["first_map"].append(perf_counter() - start)
         drawn = perf_counter()
         scores = head_scores(reading)
@@ -158,8 +162,8 @@ def _microscope(model: Shard, ids: torch.Tensor, job: Job) -> dict[str, Any]:
         peak = peak or _peak(job.device)  # of the first: later ones also hold what the allocator kept
         # Counted from the prompt: without the map, which an overview does not need.
         times["overview"].append(times["read"][-1] + perf_counter() - drawn)
-        times["another_head"].append(_seconds(reading.layers[layer].pooled, 1))
-        times["tile"].append(_seconds(reading.layers[layer].tile, 0, queries, keys))
+        times["another_head"].append(seconds_of(partial(shown.pooled, 1), model.device))
+        times["tile"].append(seconds_of(partial(shown.tile, 0, queries, keys), model.device))
         if perf_counter() - start > PATIENCE:
             break
     assert reading is not None
@@ -213,12 +217,6 @@ def _transformer_lens(model: Shard, ids: torch.Tensor, job: Job) -> dict[str, An
 def _last_rows(rows: Callable[[int, range], np.ndarray], model: Shard, n: int) -> np.ndarray:
     queries = range(max(0, n - COMPARED_ROWS), n)
     return np.stack([rows(layer, queries) for layer in range(model.config.n_layers)])
-
-
-def _seconds(call: Callable[..., object], *arguments: object) -> float:
-    start = perf_counter()
-    call(*arguments)
-    return perf_counter() - start
 
 
 def _held(device: str) -> int:

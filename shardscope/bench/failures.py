@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from shardscope.bench import measure
 from shardscope.checkpoint import BUILT_IN, load
 from shardscope.config import ConfigError
 from shardscope.failures.broken_words import most_broken
@@ -93,20 +94,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the tables, write the JSON; 0. Raises ConfigError for a folder without such files."""
-    if arguments.windows < 1:
-        raise ConfigError(f"--windows {arguments.windows} measures nothing; use at least 1")
+    measure.at_least_one(windows=arguments.windows)
     folder = Path(arguments.folder)
     if arguments.fit:
         fit(folder, LIMITS.parent)
     model = None if arguments.without_model else load(BUILT_IN)
-    found = measure(folder, arguments.files, arguments.windows, arguments.half, model)
+    found = false_alarms_in(folder, arguments.files, arguments.windows, arguments.half, model)
     print(table(found), planted_line(found), sep="\n\n")
-    if arguments.out:
-        write_json(arguments.out, found, indent=1)
+    measure.save(found, arguments.out)
     return 0
 
 
-def measure(folder: Path, files: str, most: int, half: Half, model: Shard | None) -> dict[str, Any]:
+def false_alarms_in(folder: Path, files: str, most: int, half: Half, model: Shard | None) -> dict[str, Any]:
     """False alarms by group and label; scores on planted loops; milliseconds per 1,000 tokens."""
     tokenizer = Tokenizer.load(BUILT_IN)
     # First, while memory holds little: Python's garbage collector would count what comes next.
@@ -418,12 +417,11 @@ def speed(groups: dict[str, list[Window]], tokenizer: Tokenizer, tokens: int = 1
 
 def table(found: dict[str, Any]) -> str:
     """Markdown: false alarms by group and label in percent, those above the bound in bold; suspicions in brackets."""
-    rows = [f"| people's text | texts | {' | '.join(ORDER)} |"]
-    rows.append("|---|---|" + "---|" * len(ORDER))
-    for name, group in found["people"].items():
-        cells = [_cell(group["labels"][failure]) for failure in ORDER]
-        rows.append(f"| {name} | {group['texts']:,} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+    rows = [
+        [name, f"{group['texts']:,}", *(_cell(group["labels"][failure]) for failure in ORDER)]
+        for name, group in found["people"].items()
+    ]
+    return "\n".join(measure.table(["people's text", "texts", *ORDER], rows))
 
 
 def planted_line(found: dict[str, Any]) -> str:

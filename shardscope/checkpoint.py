@@ -87,11 +87,10 @@ def load(
 ) -> Shard:
     """A model in eval mode, with `.config` and `.tokenizer`.
 
-    `path` is a checkpoint or a run (its newest checkpoint). Without it: the built-in checkpoint if one ships, else
-    the newest run under `runs/`. `device` auto is CUDA, else MPS, else the CPU. `dtype` None keeps the stored one,
-    which is bfloat16 for the built-in checkpoint. `verify` compares the files with the checkpoint's manifest, in
-    threads beside the loading; False saves that for very large files. Raises CheckpointError, or ConfigError for an
-    absent device.
+    `path` is a checkpoint or a run (its newest checkpoint). Without it: the built-in checkpoint. `device` auto
+    is CUDA, else MPS, else the CPU. `dtype` None keeps the stored one, which is bfloat16 for the built-in checkpoint.
+    `verify` compares the files with the checkpoint's manifest, in threads beside the loading; False saves that for very
+    large files. Raises CheckpointError, or ConfigError for an absent device.
     """
     place = pick_device(device)
     folder = resolve_checkpoint(path)
@@ -125,17 +124,9 @@ def _compared(folder: Path, names: Sequence[str]) -> Iterator[None]:
 
 
 def resolve_checkpoint(path: str | Path | None = None) -> Path:
-    """The checkpoint directory that `path` means. Raises CheckpointError when there is none."""
+    """The checkpoint directory that `path` means (None: the built-in). Raises CheckpointError if there is none."""
     if path is None:
-        if (BUILT_IN / WEIGHTS).exists():
-            return BUILT_IN
-        runs = [run for run in RUNS.glob("*") if list_checkpoints(run)] if RUNS.is_dir() else []
-        if not runs:
-            raise CheckpointError(
-                "no checkpoint was named, none ships with this version, and there is no run under runs/; "
-                "name one, or train one with `make demo`"
-            )
-        return list_checkpoints(max(runs, key=lambda run: list_checkpoints(run)[-1].stat().st_mtime))[-1]
+        return BUILT_IN
     path = Path(path)
     try:
         path.stat()
@@ -282,7 +273,7 @@ def _described(folder: Path) -> dict[str, object]:
 
 
 def _shown(value: object, most: int = 200) -> str:
-    """A value of a stranger's file for a message or a terminal: on one line, and not without end."""
+    """A value of an untrusted file for a message or a terminal: on one line, and not without end."""
     if isinstance(value, bool) or not isinstance(value, str | int | float | None):
         text = str(value) if isinstance(value, bool) else f"a {type(value).__name__}"
     else:

@@ -1,7 +1,8 @@
 """What a folder's files were when they were saved: a SHA-256 of every file, and of every tensor so that it has a name.
 
 `manifest.json` is written last. Whoever reads the folder compares, and a flipped bit or a file of another checkpoint is
-an error instead of other numbers. It protects from rot and mix-ups; who wants to deceive can write a manifest too.
+an error instead of other numbers. It protects against corruption and mix-ups, not against an attacker, who can write a
+manifest too.
 
 A safetensors file is compared by its header and its tensors, which together are all of its bytes, in threads beside
 the loading: hashing releases Python's lock.

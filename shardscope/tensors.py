@@ -1,4 +1,4 @@
-"""Safetensors files: written whole, and read from strangers.
+"""Safetensors files: written whole, and read even if untrusted.
 
 A file is eight bytes with the length of its header, the header (JSON: dtype, shape and place of every tensor), and the
 tensors' bytes. The header is checked here before anything is made of it: it may ask for no more than the file holds.

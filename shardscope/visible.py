@@ -1,4 +1,4 @@
-"""Text from strangers (prompts, vocabularies, file names) shown as the characters it is made of."""
+"""Untrusted text (prompts, vocabularies, file names) shown as the characters it is made of."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from shardscope import Shard, files, load
 from shardscope.checkpoint import (
+    BUILT_IN,
     PARTS,
     CheckpointError,
     TrainingState,
@@ -140,19 +141,13 @@ def test_a_checkpoint_that_lacks_a_file_does_not_count(tmp_path: Path, tiny_mode
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001"]
 
 
-def test_without_a_path_the_newest_run_is_loaded(
-    tmp_path: Path, tiny_model: Shard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("shardscope.checkpoint.BUILT_IN", tmp_path / "none")
-    with pytest.raises(CheckpointError, match="no checkpoint was named, none ships"):
-        resolve_checkpoint()
-    for age, (run, step) in enumerate([("old", 30), ("new", 2), ("new", 10)]):
-        folder = save_checkpoint(checkpoint_folder(Path("runs") / run, step), tiny_model)
+def test_a_run_means_its_newest_checkpoint_and_no_path_the_built_in_one(tmp_path: Path, tiny_model: Shard) -> None:
+    for age, step in enumerate([10, 2]):
+        folder = save_checkpoint(checkpoint_folder(tmp_path / "run", step), tiny_model)
         os.utime(folder, (age, age))
-    assert resolve_checkpoint() == Path("runs/new/checkpoints/step-00000010")
-    assert resolve_checkpoint("runs/old") == Path("runs/old/checkpoints/step-00000030")
-    assert [c.name for c in list_checkpoints(Path("runs/new"))] == ["step-00000002", "step-00000010"]
+    assert [c.name for c in list_checkpoints(tmp_path / "run")] == ["step-00000002", "step-00000010"]
+    assert resolve_checkpoint(tmp_path / "run") == tmp_path / "run/checkpoints/step-00000010", "the number decides"
+    assert resolve_checkpoint() == BUILT_IN
 
 
 def broken(folder: Path, name: str, content: bytes) -> Path:

@@ -1,5 +1,5 @@
 // A map of attention weights on a canvas: hover or arrow keys name a weight, a drag or Shift + arrows frame a rectangle.
-// VIRIDIS, its colours, and EDGE come from heatmap.py. Strangers' text is drawn or set as text, never as markup.
+// VIRIDIS, its colours, and EDGE come from heatmap.py. Untrusted text is drawn or set as text, never as markup.
 
 const CODES = 65535; // of weight 1
 const CHOSEN = "#ff4fa3";

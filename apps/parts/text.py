@@ -1,4 +1,4 @@
-"""Text from strangers (prompts, file names, errors), escaped for Streamlit's Markdown."""
+"""Untrusted text (prompts, file names, errors), escaped for Streamlit's Markdown."""
 
 from __future__ import annotations
 

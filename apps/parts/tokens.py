@@ -1,6 +1,6 @@
 """Two small components for text that charts cannot draw: a strip of tokens to click, and text with marked spans.
 
-Both put strangers' text into the page with `textContent`, never as HTML or Markdown.
+Both put untrusted text into the page with `textContent`, never as HTML or Markdown.
 """
 
 from __future__ import annotations

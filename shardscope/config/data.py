@@ -35,7 +35,7 @@ class Source:
     )
     split: str = choice("train", help="split of a Hugging Face dataset")
     documents: int = choice(0, help="read at most this many documents; 0: all")
-    tokens: int = choice(0, help="about how many tokens it holds, for --dry-run before it was read; 0: unknown")
+    tokens: int = choice(0, help="roughly how many tokens it holds, for --dry-run before it has been read; 0: unknown")
     cut: Literal["auto", "marker", "line", "paragraph", "file"] = choice(
         "auto",
         help="how a text file is cut into documents: at lines that hold the marker alone, and long text at empty lines "

@@ -33,9 +33,10 @@ class ShardConfig:
     norm_eps: float = choice(1e-6, help="added to the mean square inside RMSNorm")
     logit_cap: float = choice(30.0, help="logits are cap * tanh(logits / cap)")
     qk_norm: bool = choice(
-        False, help="queries and keys are divided by their root mean square, without learned scales (the card: off)"
+        False,
+        help="queries and keys are divided by their root mean square, without learned scales (the model card: off)",
     )
-    qk_gain: float = choice(1.0, help="what normalised queries and keys are multiplied by, each; needs qk_norm")
+    qk_gain: float = choice(1.0, help="gain that multiplies normalised queries and keys; needs qk_norm")
 
     def __post_init__(self) -> None:
         for name, (largest, why) in _LARGEST.items():
@@ -103,7 +104,7 @@ class ShardConfig:
         return config
 
 
-# The largest of each size, and why. A config may come from a stranger: one that no machine could hold is refused
+# The largest of each size, and why. A config may be untrusted: one that no machine could hold is refused
 # before memory is asked for, or a million blocks are built.
 _LARGEST: dict[str, tuple[int, str]] = {
     "vocab_size": (2**16, "token shards hold 16-bit ids"),

@@ -104,17 +104,17 @@ class TrainConfig:
     log_every: int = choice(10, help="steps between lines of metrics.jsonl")
     eval_every: int = choice(250, help="steps between held-out evaluations")
     eval_tokens: int = choice(100_000, help="held-out tokens of each source in an evaluation")
-    sample_every: int = choice(0, help="steps between probe samples of the card's six prompts; 0: never")
-    sentinel_every: int = choice(1000, help="steps between looks at the singular values of every Muon matrix")
+    sample_every: int = choice(0, help="steps between samples of the model card's six prompts; 0: never")
+    sentinel_every: int = choice(1000, help="steps between measurements of the singular values of every Muon matrix")
     save_every: int = choice(500, help="steps between checkpoints")
     keep: int = choice(3, help="newest checkpoints kept beside the last; 0: all")
-    max_minutes: float = choice(0.0, help="wall-clock budget of this start of the run; 0: none")
-    grace_seconds: float = choice(30.0, help="time to save and leave after SIGTERM or SIGINT")
+    max_minutes: float = choice(0.0, help="wall-clock budget of this command, in minutes; 0: none")
+    grace_seconds: float = choice(30.0, help="seconds to save and exit after SIGTERM or SIGINT")
     max_bad_steps: int = choice(10, help="steps in a row with a non-finite loss or gradient before the run stops")
     on_trouble: Literal["report", "pause", "rewind"] = choice(
         "report",
-        help="a plateau, or a loss spike or explosion that stays: report it, pause the run, or go back to the last "
-        "checkpoint before it and on at half the rate (three times at most)",
+        help="a plateau, or a loss spike or explosion that stays: report it, pause the run, or return to the last "
+        "checkpoint before it and continue at half the rate (three times at most)",
     )
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = choice((), help="where metrics go beside metrics.jsonl")
 

@@ -105,7 +105,7 @@ def _hub_documents(name: str, source: Source, reading: Reading) -> Iterator[Docu
             yield from row_document(row, template, f"hf:{name}:{number}", reading)
     except (ConfigError, DataError):
         raise
-    except Exception as error:  # the library, the hub and the network raise whatever they like
+    except Exception as error:  # the library, the hub and the network raise exceptions of any kind
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"data.sources.{source.name}: hf:{name} cannot be read at row {number + 1}: {reason}"

@@ -79,7 +79,7 @@ def carries(a: int, sign: str, b: int) -> int:
 def stated_number(text: str) -> str | None:
     """The number that the first line with anything in it states: after its last "answer is", "=" or "####", if any.
 
-    Its sign counts, its thousands' commas do not. Later lines are other business: a model that has answered goes on.
+    Its sign counts, its thousands' commas do not. Later lines are ignored: a model that has answered keeps generating.
     """
     line = next((line for line in text.splitlines() if line.strip()), "")
     found = stated_answer(line)

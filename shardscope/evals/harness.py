@@ -82,7 +82,7 @@ class HarnessError(ConfigError, SystemExit):
 class ShardLM(TemplateLM):
     """A Shard for lm-evaluation-harness.
 
-    `pretrained`: a checkpoint or run (None: the built-in model, else the newest run), or a Shard, which is evaluated as
+    `pretrained`: a checkpoint or run (None: the built-in model), or a Shard, which is evaluated as
     it is at each call: on its device, in its dtype, with the hooks attached and the weights edited by then.
     `tokenizer`: a tokenizer.json other than the checkpoint's. `dtype` auto: the stored one, on a CPU float32.
     `batch_size`: contexts computed, or texts written, at once; auto: as many as are fast, fewer when memory runs out
@@ -152,7 +152,7 @@ class ShardLM(TemplateLM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict | None = None) -> ShardLM:
-        """From a dict; what it says counts before the command's flags, which come with defaults of their own.
+        """From a dict, which takes precedence over the command's flags, because those come with defaults of their own.
 
         A dict that names no model is given the name of the one that is evaluated: the harness writes the results into a
         folder named so, or, without a name, of random letters.

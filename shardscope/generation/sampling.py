@@ -21,7 +21,7 @@ from shardscope.config import ConfigError, choice
 class SamplingConfig:
     """How to continue a prompt. The default is greedy."""
 
-    max_new_tokens: int = choice(256, help="tokens to generate at most")
+    max_new_tokens: int = choice(256, help="largest number of tokens to generate")
     temperature: float = choice(0.0, help="logits are divided by it before sampling; 0: greedy")
     top_k: int = choice(0, help="sample among the k likeliest tokens; 0: among all")
     top_p: float = choice(1.0, help="sample among the likeliest tokens that together have this probability")

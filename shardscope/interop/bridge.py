@@ -38,7 +38,7 @@ ARCHITECTURE = "ShardForCausalLM"
 
 
 def to_transformer_lens(model: Shard | str | Path | None = None) -> TransformerBridge:
-    """`model` as a TransformerBridge, in eval mode; a Shard, a checkpoint, a run (None: built-in, else the newest run).
+    """`model` as a TransformerBridge, in eval mode; a Shard, a checkpoint, a run (None: the built-in model).
 
     Hook names and shapes are TransformerLens's. With a tokenizer, text is tokenized with the begin-of-document token
     in front. Raises CheckpointError or ConfigError; the bridge raises ValueError for more tokens than fit the context.

@@ -51,7 +51,7 @@ def export_pretrained(
 ) -> Path:
     """Write `folder` for stock transformers: weights in `dtype`, config, generation config, tokenizer, model card.
 
-    `model` is a Shard, a checkpoint or a run (None: the built-in model, else the newest run). Where `dtype` is narrower
+    `model` is a Shard, a checkpoint or a run (None: the built-in model). Where `dtype` is narrower
     than the model's, the greedy texts of twenty prompts are compared, and what changed is reported and put on the card.
     Raises InteropError when `folder` is in use, when `dtype` is unknown, or when VaultGemma cannot express the
     architecture.

@@ -94,7 +94,7 @@ class Certificate:
 def verify(model: Shard | str | Path | None, seed: int = 0) -> Certificate:
     """Compare the implementations on the CPU.
 
-    `model` is a Shard, a checkpoint or a run (None: the built-in model, else the newest run).
+    `model` is a Shard, a checkpoint or a run (None: the built-in model).
     """
     comparisons = []
     for dtype in ("float32", "bfloat16"):

@@ -415,7 +415,7 @@ def _key(key: object) -> Any:
 
 
 def shown(value: object, most: int = 80) -> str:
-    """`repr` of a value from a stranger's file: of nested or long ones the beginning, or the kind."""
+    """`repr` of a value from an untrusted file: of nested or long ones the beginning, or the kind."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, list | tuple | set | dict):

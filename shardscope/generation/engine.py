@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shardscope.config import ConfigError, suggest
 from shardscope.generation.forward import Decoder, Packed, is_watched
-from shardscope.generation.graphs import STEPS, greedy_steps
+from shardscope.generation.graphs import STEPS, graph_steps
 from shardscope.generation.lookup import MOST, Guesser
 from shardscope.generation.sampling import Sampler, SamplingConfig, check_finite
 from shardscope.generation.text import TextStream
@@ -233,14 +233,13 @@ def _run(
     decoder = Decoder(model, len(alive), capacity, packed)
     prompts = [sequence.prompt_ids for sequence in alive]
     logits = decoder.prefill(prompts)
-    greedy = all(sequence.config.temperature == 0 for sequence in alive)
-    if greedy and _graphable(model, config):
-        yield from _in_graphs(decoder, alive, logits)
+    sampler = Sampler(config, prompts, [s.seed for s in alive], logits, [s.config.temperature for s in alive])
+    if _graphable(model, config):
+        yield from _in_graphs(decoder, alive, logits, sampler)
         return
-    if greedy and _guessable(model, config, decoder):
+    if sampler.likeliest and _guessable(model, config, decoder):
         yield from _by_guesses(decoder, alive[0], logits[0])
         return
-    sampler = Sampler(config, prompts, [s.seed for s in alive], logits, [s.config.temperature for s in alive])
     while True:
         ids, logprobs = sampler(logits)
         for sequence, id, logprob in zip(alive, ids, logprobs, strict=True):
@@ -261,9 +260,8 @@ def _guessable(model: Shard, config: SamplingConfig, decoder: Decoder) -> bool:
     They may for one of them, in arithmetic so fine that a step of several rows chooses as several steps do, and
     on a device for which such a step is cheap.
     """
-    likeliest = config.lookup and config.repetition_penalty == 1
     exact = model.device.type == "cpu" and model.embed.W_E.dtype == torch.float32
-    return likeliest and exact and len(decoder.cache.lengths) == 1 and not is_watched(model)
+    return config.lookup and exact and len(decoder.cache.lengths) == 1 and not is_watched(model)
 
 
 def _by_guesses(decoder: Decoder, sequence: _Sequence, logits: Float[Tensor, "vocab"]) -> Iterator[TokenEvent]:
@@ -290,16 +288,17 @@ def _by_guesses(decoder: Decoder, sequence: _Sequence, logits: Float[Tensor, "vo
 
 
 def _graphable(model: Shard, config: SamplingConfig) -> bool:
-    """Whether greedy steps may run as a CUDA graph: nobody watches, and enough of them to pay for the capture."""
-    likeliest = config.repetition_penalty == 1
-    return model.device.type == "cuda" and likeliest and config.max_new_tokens > STEPS and not is_watched(model)
+    """Whether steps may run as a CUDA graph: nobody watches, and enough of them to pay for the capture."""
+    return model.device.type == "cuda" and config.max_new_tokens > STEPS and not is_watched(model)
 
 
-def _in_graphs(decoder: Decoder, alive: list[_Sequence], logits: Tensor) -> Iterator[TokenEvent]:
-    likeliest, first = logits.max(dim=-1)
-    found = (first.tolist(), (likeliest - logits.logsumexp(dim=-1)).tolist())
+def _in_graphs(
+    decoder: Decoder, alive: list[_Sequence], logits: Float[Tensor, "batch vocab"], sampler: Sampler
+) -> Iterator[TokenEvent]:
+    found = sampler(logits)
+    first = torch.tensor(found[0], device=logits.device)
     limit = max(min(sequence.room, sequence.config.max_new_tokens) for sequence in alive) - 1
-    for ids, logprobs in chain([found], greedy_steps(decoder, first, limit)):
+    for ids, logprobs in chain([found], graph_steps(decoder, first, limit, sampler)):
         for sequence, id, logprob in zip(alive, ids, logprobs, strict=True):
             if sequence.stop_reason is None:
                 yield sequence.take(id, logprob)

@@ -1,7 +1,8 @@
-"""A greedy step out of few kernels (`shardscope.model.kernels.decode`), for GPUs with Triton.
+"""A step out of few kernels (`shardscope.model.kernels.decode`), for GPUs with Triton.
 
 Few rows: five kernels a layer, matrix-vector products included. More rows: the library's matrix products, and one
-kernel between two of them. The cache is read where it lies, only as far as it is filled.
+kernel between two of them. The cache is read where it lies, only as far as it is filled. Kernels find the likeliest
+token, too; to sample takes all logits, from which PyTorch draws as it does elsewhere.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from einops import rearrange
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from shardscope.generation.cache import LayerCache
 from shardscope.generation.forward import Packed, PackedBlock
+from shardscope.generation.sampling import Sampler
 from shardscope.model.kernels import decode
 from shardscope.model.kernels.swiglu import swiglu
 
@@ -45,8 +47,10 @@ class FusedStep:
         token: Int[Tensor, "batch"],
         length: Int[Tensor, "batch"],
         record: int,
+        sampler: Sampler,
     ) -> None:
-        """`length`: positions held in each row; `record`: steps after which the record begins anew."""
+        """`length`: positions held in each row; `record`: steps after which the record begins anew, and the random
+        numbers in `uniforms`, of which a sampling step takes a row."""
         config, device, rows = packed.config, token.device, len(token)
         self.packed, self.caches = packed, layers
         if packed not in _LAYERS:
@@ -55,7 +59,8 @@ class FusedStep:
         self.few = rows <= FEW
         chained = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
         self.kernels = decode.Launcher(rows, chained)
-        self.length = length
+        self.sampler, self.length = sampler, length
+        self.uniforms = torch.zeros(record, rows, dtype=torch.float64, device=device)
         self.count = torch.zeros(rows, dtype=torch.int32, device=device)
         self.tokens = torch.zeros(record, rows, dtype=torch.int64, device=device)
         self.logprobs = torch.zeros(record, rows, device=device)
@@ -66,7 +71,7 @@ class FusedStep:
         self.qkv = torch.empty(rows, 3 * heads * d_head, device=device, dtype=wide)
         if self.few:
             self.hidden = torch.empty(rows, config.d_mlp, device=device)
-        else:
+        if not (self.few and sampler.likeliest):
             self.normed = torch.empty(rows, config.d_model, device=device, dtype=dtype)
         self.parts = {
             size: decode.Parts(rows, heads, d_head, self._splits(rows * heads, size), device, dtype)
@@ -83,13 +88,41 @@ class FusedStep:
     @property
     def state(self) -> tuple[Tensor, ...]:
         """What a step changes beside the caches' slots and the record."""
-        return self.x, self.length, self.count
+        return self.x, self.length, self.count, *([] if self.sampler.seen is None else [self.sampler.seen])
 
     def __call__(self) -> None:
-        (self._few_rows if self.few else self._many_rows)()
-        self.kernels.choose(
-            self.found, self.packed.embedding, self.x, self.length, self.count, self.tokens, self.logprobs
-        )
+        out = None
+        if self.few:
+            self._few_rows()
+        else:
+            out = self._many_rows()
+        if not self.sampler.likeliest:
+            self._sample(out)
+            return
+        kernels, packed, config = self.kernels, self.packed, self.packed.config
+        if self.few:
+            kernels.unembed(self.x, packed.final_norm, packed.embedding, self.found, config.norm_eps, config.logit_cap)
+        else:
+            kernels.likeliest(self._raw_logits(out), self.found, config.logit_cap)
+        kernels.choose(self.found, packed.embedding, self.x, self.length, self.count, self.tokens, self.logprobs)
+
+    def _sample(self, out: Tensor | None) -> None:
+        """The next tokens drawn from all logits; what `Launcher.choose` does for the likeliest."""
+        cap = self.packed.config.logit_cap
+        logits = cap * torch.tanh(self._raw_logits(out) / cap)
+        at = self.count[:1].long() % len(self.tokens)  # the same for all rows
+        token = self.sampler.choose(logits, self.uniforms.index_select(0, at)[0])
+        logprob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(dim=-1)
+        self.tokens.index_copy_(0, at, token[None])
+        self.logprobs.index_copy_(0, at, logprob[None])
+        self.x.copy_(self.packed.embedding[token])
+        self.length += 1
+        self.count += 1
+
+    def _raw_logits(self, out: Tensor | None) -> Float[Tensor, "batch vocab"]:
+        """Not capped yet; `out` is what the last block still adds to the residual stream."""
+        self.kernels.added_norm(self.x, out, self.packed.final_norm, self.normed, self.packed.config.norm_eps)
+        return decode.product_in_float32(self.normed, self.packed.embedding).float()
 
     def _few_rows(self) -> None:
         kernels, config = self.kernels, self.packed.config
@@ -98,11 +131,9 @@ class FusedStep:
             kernels.added_mix(self._attend(cache), layer.W_O, self.x)
             kernels.gated_product(self.x, layer.ln2, layer.W_both, self.hidden, config.norm_eps)
             kernels.added_product(self.hidden, layer.W_out, self.x)
-        kernels.unembed(
-            self.x, self.packed.final_norm, self.packed.embedding, self.found, config.norm_eps, config.logit_cap
-        )
 
-    def _many_rows(self) -> None:
+    def _many_rows(self) -> Tensor | None:
+        """What the last block still adds to the residual stream."""
         kernels, config = self.kernels, self.packed.config
         out: Tensor | None = None
         for layer, cache in zip(self.layers, self.caches, strict=True):
@@ -111,8 +142,7 @@ class FusedStep:
             z = self._attend(cache).mixed.flatten(1)
             kernels.added_norm(self.x, z @ layer.W_O.T, layer.ln2, self.normed, config.norm_eps)
             out = swiglu(self.normed @ layer.W_both.T) @ layer.W_out.T
-        kernels.added_norm(self.x, out, self.packed.final_norm, self.normed, config.norm_eps)
-        kernels.likeliest(decode.product_in_float32(self.normed, self.packed.embedding), self.found, config.logit_cap)
+        return out
 
     def _attend(self, cache: LayerCache) -> decode.Parts:
         parts, rotary = self.parts[cache.keys.shape[2]], self.packed.rotary

@@ -1,8 +1,9 @@
-"""Greedy decoding as one CUDA graph: a step's kernels are started once, by the GPU, not one by one from Python.
+"""Decoding as one CUDA graph: a step's kernels are started once, by the GPU, not one by one from Python.
 
 A graph replays the same kernels on the same memory, so nothing in a step depends on the host: every row writes to the
 slot of its own length, looks at all that it holds, and takes its next token from its own logits. The host reads tokens
 `STEPS` steps at a time, while the device is already at the next ones; what was written past a row's end is thrown away.
+Random numbers for a block of steps are sent before it begins, so a text is sampled as it would be without a graph.
 """
 
 from __future__ import annotations
@@ -18,28 +19,32 @@ from torch.nn import functional as F
 from shardscope.generation.cache import LayerCache
 from shardscope.generation.forward import Decoder, Packed, PackedBlock, rotary_angles, rotate
 from shardscope.generation.fused import FusedStep
+from shardscope.generation.sampling import Sampler
 from shardscope.model.kernels import decode
 from shardscope.model.kernels.capture import captured
 
 STEPS = 16
 
 
-def greedy_steps(decoder: Decoder, first: Int[Tensor, "batch"], limit: int) -> Iterator[tuple[list[int], list[float]]]:
+def graph_steps(
+    decoder: Decoder, first: Int[Tensor, "batch"], limit: int, sampler: Sampler
+) -> Iterator[tuple[list[int], list[float]]]:
     """The next tokens of a prefilled decoder's rows and their log-probabilities, step by step, `limit` times at most.
 
-    `first`: the token that each row appends first. The decoder must not be used beside it.
+    `first`: the token that each row appends first, which `sampler` chose. Neither it nor the decoder must be used
+    beside it.
     """
     device, dtype = decoder.cache.device, decoder.model.embed.W_E.dtype
     make = FusedStep if decode.usable(decoder.model.config, device, dtype) else PlainStep
     length = torch.tensor(decoder.cache.lengths, dtype=torch.int32, device=device)
     with _on(device):
-        step = make(decoder.packed, decoder.cache.layers, first, length, record=2 * STEPS)
+        step = make(decoder.packed, decoder.cache.layers, first, length, 2 * STEPS, sampler)
         replay = _replayed(step, device) if device.type == "cuda" else step
     # Blocks of steps that were started and not read yet: one, or two while the host reads the older.
-    started = [_Block(step, replay, 0, device)]
+    started = [_Block(step, replay, 0, sampler, device)]
     for block in range(1, -(-limit // STEPS) + 1):
         if block * STEPS < limit:
-            started.append(_Block(step, replay, block, device))
+            started.append(_Block(step, replay, block, sampler, device))
         yield from started.pop(0).read()
 
 
@@ -51,11 +56,18 @@ class _Block:
     """`STEPS` steps, started at once; their tokens are on the way to the host."""
 
     def __init__(
-        self, step: FusedStep | PlainStep, replay: Callable[[], None], number: int, device: torch.device
+        self,
+        step: FusedStep | PlainStep,
+        replay: Callable[[], None],
+        number: int,
+        sampler: Sampler,
+        device: torch.device,
     ) -> None:
         half = slice((number % 2) * STEPS, (number % 2 + 1) * STEPS)
         on_cuda = device.type == "cuda"
         with torch.inference_mode(), _on(device):
+            uniforms = sampler.next_uniforms(STEPS)
+            step.uniforms[half].copy_(uniforms.pin_memory() if on_cuda else uniforms, non_blocking=True)
             for _ in range(STEPS):
                 replay()
             self.arrived = torch.cuda.Event() if on_cuda else None
@@ -96,8 +108,12 @@ class PlainStep:
         first: Int[Tensor, "batch"],
         length: Int[Tensor, "batch"],
         record: int,
+        sampler: Sampler,
     ) -> None:
+        """As that of `FusedStep`."""
         device = first.device
+        self.sampler = sampler
+        self.uniforms = torch.zeros(record, len(first), dtype=torch.float64, device=device)
         self.packed, self.layers = packed, layers
         self.rows = torch.arange(len(first), device=device)
         self.slots = {layer.keys.shape[2]: torch.arange(layer.keys.shape[2], device=device) for layer in layers}
@@ -105,7 +121,7 @@ class PlainStep:
         self.at = torch.zeros(1, dtype=torch.long, device=device)
         self.tokens = torch.zeros(record, len(first), dtype=torch.long, device=device)
         self.logprobs = torch.zeros(record, len(first), device=device)
-        self.state = (self.token, self.length, self.at)
+        self.state = (self.token, self.length, self.at, *([] if sampler.seen is None else [sampler.seen]))
 
     def __call__(self) -> None:
         packed = self.packed
@@ -118,9 +134,10 @@ class PlainStep:
             x = self._block(block, x, layer.keys, layer.values, slot[size], visible[size], angles)
         hidden = F.rms_norm(x, x.shape[-1:], packed.final_norm, packed.config.norm_eps)
         logits = packed.logits(hidden[:, None])[:, 0]
-        likeliest, token = logits.max(dim=-1)
+        token = self.sampler.choose(logits, self.uniforms.index_select(0, self.at)[0])
         self.tokens.index_copy_(0, self.at, token[None])
-        self.logprobs.index_copy_(0, self.at, (likeliest - logits.logsumexp(dim=-1))[None])
+        logprob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(dim=-1)
+        self.logprobs.index_copy_(0, self.at, logprob[None])
         self.token.copy_(token)
         self.length += 1
         self.at.add_(1).remainder_(len(self.tokens))

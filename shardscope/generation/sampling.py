@@ -107,19 +107,30 @@ class Sampler:
             for row, prompt in enumerate(prompts):
                 self.seen[row, torch.tensor(prompt, device=logits_like.device)] = True
 
+    @property
+    def likeliest(self) -> bool:
+        """Whether every row takes its likeliest token, whatever came before."""
+        return self.temperatures is None and self.seen is None
+
     @torch.no_grad()
     def __call__(self, logits: Float[Tensor, "batch vocab"]) -> tuple[list[int], list[float]]:
         """The chosen ids, and their log-probabilities under the model itself (before penalty, temperature, cuts)."""
+        ids = self.choose(logits, self.next_uniforms(1)[0].to(logits.device))
+        logprobs = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(dim=-1)
+        return ids.tolist(), logprobs.tolist()
+
+    def choose(self, logits: Float[Tensor, "batch vocab"], uniform: Float[Tensor, "batch"]) -> Int[Tensor, "batch"]:
+        """The rows' tokens, each drawn with its number in [0, 1). All on the device of the logits: a CUDA graph may
+        hold it."""
         scores = logits if self.seen is None else penalise(logits, self.seen, self.config.repetition_penalty)
         ids = scores.argmax(dim=-1)
         if self.temperatures is not None:
             greedy = self.temperatures == 0
             probabilities = shaped(scores, self.config, self.temperatures.masked_fill(greedy, 1.0))
-            ids = torch.where(greedy[:, 0], ids, draw(probabilities, self._uniform().to(logits.device)))
+            ids = torch.where(greedy[:, 0], ids, draw(probabilities, uniform))
         if self.seen is not None:
-            self.seen[torch.arange(len(ids), device=ids.device), ids] = True
-        logprobs = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(dim=-1)
-        return ids.tolist(), logprobs.tolist()
+            self.seen.scatter_(1, ids[:, None], True)
+        return ids
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
@@ -131,13 +142,19 @@ class Sampler:
         if self.seen is not None:
             self.seen = self.seen[torch.tensor(rows, device=self.seen.device)]
 
-    def _uniform(self) -> Float[Tensor, "batch"]:
-        column = self.drawn % self.BLOCK
-        if column == 0:
-            blocks = [torch.rand(self.BLOCK, generator=g, dtype=torch.float64) for g in self.generators]
-            self.uniforms = torch.stack(blocks)
-        self.drawn += 1
-        return self.uniforms[:, column]
+    def next_uniforms(self, count: int) -> Float[Tensor, "{count} batch"]:
+        """Each row's next numbers in [0, 1), on the CPU; zeros where all rows are greedy."""
+        if self.temperatures is None:
+            return torch.zeros(count, len(self.generators), dtype=torch.float64)
+        columns = []
+        for _ in range(count):
+            column = self.drawn % self.BLOCK
+            if column == 0:
+                blocks = [torch.rand(self.BLOCK, generator=g, dtype=torch.float64) for g in self.generators]
+                self.uniforms = torch.stack(blocks)
+            self.drawn += 1
+            columns.append(self.uniforms[:, column])
+        return torch.stack(columns)
 
 
 def penalise(

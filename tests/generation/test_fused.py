@@ -10,10 +10,16 @@ from shardscope.config import PRESETS
 from shardscope.generation import SamplingConfig, generate
 from tests.interpreter import interpreted
 
+CHOICES: dict[str, dict[str, float]] = {
+    "greedy": {},
+    "sampled": {"temperature": 0.9},
+    "penalised and cut": {"temperature": 1.2, "top_p": 0.9, "repetition_penalty": 1.2},
+}
 PREPARE = """
 from shardscope import Shard, ShardConfig
 from shardscope.generation import Decoder, SamplingConfig, fused, generate
 from shardscope.generation.graphs import PlainStep
+from shardscope.generation.sampling import Sampler
 
 # Widths that are no powers of two, and a window that the longer prompt fills.
 config = ShardConfig(vocab_size=61, d_model=24, n_layers=3, n_heads=2, d_head=16, d_mlp=40, n_ctx=200, window=70)
@@ -23,27 +29,32 @@ with torch.no_grad():
         block.mlp.W_out.mul_(4)
         block.attn.W_O.mul_(4)
 STEPS = 7
+GREEDY = SamplingConfig(max_new_tokens=1 + STEPS, stop_at_eos=False, lookup=False)
 
-def steps_of(make, lengths):
+def steps_of(make, lengths, config=GREEDY):
     prompts = [[(7 * row + 3 * place) % 61 for place in range(length)] for row, length in enumerate(lengths)]
     decoder = Decoder(model, len(prompts), 130)
-    first = decoder.prefill(prompts).argmax(-1)
+    logits = decoder.prefill(prompts)
+    sampler = Sampler(config, prompts, range(len(prompts)), logits)
+    first = torch.tensor(sampler(logits)[0])
     length = torch.tensor(decoder.cache.lengths, dtype=torch.int32)
-    step = make(decoder.packed, decoder.cache.layers, first, length, record=STEPS)
+    step = make(decoder.packed, decoder.cache.layers, first, length, STEPS, sampler)
+    step.uniforms.copy_(sampler.next_uniforms(STEPS))
     with torch.inference_mode():
         for _ in range(STEPS):
             step()
     held = [tensor for layer in decoder.cache.layers for tensor in (layer.keys, layer.values)]
     return step, held, prompts
 
-def written(prompts):
-    done = generate(model, prompts, max_new_tokens=1 + STEPS, stop_at_eos=False, lookup=False)
+def written(prompts, config=GREEDY):
+    done = generate(model, prompts, config)
     return [list(generation.ids[1:]) for generation in done]
 """
 CLAIM = """
-plain, plain_held, prompts = steps_of(PlainStep, LENGTHS)
-expected = written(prompts)
-step, held, _ = steps_of(fused.FusedStep, LENGTHS)
+config = SamplingConfig(max_new_tokens=1 + STEPS, stop_at_eos=False, lookup=False, **CHOICES)
+plain, plain_held, prompts = steps_of(PlainStep, LENGTHS, config)
+expected = written(prompts, config)
+step, held, _ = steps_of(fused.FusedStep, LENGTHS, config)
 assert step.few == FEW
 assert len({token for row in expected for token in row}) > 3, "a text that says something"
 assert step.tokens.T.tolist() == plain.tokens.T.tolist() == expected
@@ -54,13 +65,14 @@ assert step.length.tolist() == [length + STEPS for length in LENGTHS]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
 @pytest.mark.parametrize(
     ("lengths", "few"), [((3, 64), True), ((3, 64, 1, 8, 30), False)], ids=["few rows", "many rows"]
 )
 def test_it_writes_the_tokens_log_probabilities_keys_and_values_of_the_plain_step(
-    lengths: tuple[int, ...], few: bool
+    lengths: tuple[int, ...], few: bool, choices: dict[str, float]
 ) -> None:
-    interpreted(PREPARE + f"LENGTHS, FEW = {lengths}, {few}" + CLAIM)
+    interpreted(PREPARE + f"LENGTHS, FEW, CHOICES = {lengths}, {few}, {choices}" + CLAIM)
 
 
 BROKEN = """
@@ -96,15 +108,16 @@ def test_the_cap_is_exact_however_high() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
 @pytest.mark.parametrize("rows", [1, 3, 40])
-def test_on_a_gpu_it_writes_the_text_of_the_cpu_past_the_window(rows: int) -> None:
+def test_on_a_gpu_it_writes_the_text_of_the_cpu_past_the_window(rows: int, choices: dict[str, float]) -> None:
     torch.manual_seed(0)
     model = Shard(PRESETS["shard-nano"]).eval()
     with torch.no_grad():
         for block in model.blocks:
             block.mlp.W_out.mul_(4)
     prompts = [[(7 * row + 3 * place) % 8192 for place in range(230 + row)] for row in range(rows)]
-    config = SamplingConfig(max_new_tokens=60, stop_at_eos=False, lookup=False)
+    config = SamplingConfig(max_new_tokens=60, stop_at_eos=False, lookup=False, **choices)
     expected = generate(model, prompts, config)
     for ours, theirs in zip(generate(model.cuda(), prompts, config), expected, strict=True):
         assert ours.ids == theirs.ids

@@ -1,10 +1,10 @@
 r"""Whether two written mathematical answers say the same: `\frac{1}{2}`, `0.5`, `1/2` and `$x = 0.5$` do.
 
-An answer is tidied (dollar signs, sizes of brackets and the like go), and cut at its commas, "and"s and "or"s into
-parts. The order of a list, a set or a union does not count; that of a tuple, an interval or a matrix does. Parts that
-are words are compared as text, whatever their case; the others as text or, if they parse, by value. A unit after a
-number does not count, as in MATH's own gold answers; a base does. A single letter is a variable, its case counts. An
-inequality of one letter is an interval, and a set by itself is the list of its elements.
+An answer is brought into one spelling, and cut at its commas, "and"s and "or"s into parts. The order of a list, a set
+or a union does not count; that of a tuple, an interval, a matrix or a ratio does. Parts that are words are compared as
+text, whatever their case; the others as text or, if they parse, by value. A unit after a number does not count, as in
+MATH's own gold answers; a base does. A single letter is a variable, its case counts. An inequality of one letter is an
+interval, a set or union by itself is the list of its elements, and `x = 1, y = 2` is the pair (1, 2).
 """
 
 from __future__ import annotations
@@ -14,101 +14,49 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from shardscope.evals.math_solutions import boxed
+from shardscope.evals.math_spelling import tidy
 from shardscope.evals.math_values import same_equation, same_value
 
 LONGEST = 300  # characters; the longest gold answer of MATH has 81. Beyond, only the same text is the same answer.
 
-_GONE = re.compile(
-    r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|q?quad|ldots|textdollar)(?![a-zA-Z])|\\[hv]space\*?\{[^{}]*\}|\\!"
-    r"|\\?%|\\?\$|\\[()\[\]]|\"|\^?\{?(?:\\circ(?![a-zA-Z])|\\degree(?![a-zA-Z])|°)\}?"
-    r"|(?<=\d)\^(?:o(?![a-zA-Z])|\{o\}|\{\\(?:text|mathrm)\{o\}\})"
-    r"|(?<=\d)(?:st|nd|rd|th|\^\{?(?:st|nd|rd|th)\}?|\^\{\\(?:text|mbox|mathrm)\{(?:st|nd|rd|th)\}\})(?![a-zA-Z])"
-)
-_NEW_ROW = re.compile(r"\\\\(?:\s*\[-?[\d.]+ ?[a-z]{2}\])?")
-_THIN_THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;: ]|~|,\s*\\!\s*)(?=\d{3}(?!\d))")
-_SPACES = re.compile(r"\\[,;: ]|~|\s+")
-_NAMES = {
-    r"\\[dtc]frac(?![a-zA-Z])": r"\\frac",
-    r"\\(?:cdot|times)(?![a-zA-Z])|[×·]": "*",
-    r"\\div(?![a-zA-Z])": "/",
-    r"\\le(?:q|qslant)?(?![a-zA-Z])|≤": "<=",
-    r"\\ge(?:q|qslant)?(?![a-zA-Z])|≥": ">=",
-    r"\\lt(?![a-zA-Z])": "<",
-    r"\\gt(?![a-zA-Z])": ">",
-    r"−": "-",
-    r"\\lbrace(?![a-zA-Z])": r"\\{",
-    r"\\rbrace(?![a-zA-Z])": r"\\}",
-    r"\\[lr]?vert(?![a-zA-Z])": "|",
-    r"\\lbrack(?![a-zA-Z])": "[",
-    r"\\rbrack(?![a-zA-Z])": "]",
-    r"\\langle(?![a-zA-Z])": "(",
-    r"\\rangle(?![a-zA-Z])": ")",
-    r"∞|(?<![\\a-zA-Z])(?:inf|infty)(?![a-zA-Z])|\\infin(?![a-zA-Z])": r"\\infty",
-    r"π": r"\\pi ",
-    r"√": r"\\sqrt",
-    r"∪|(?<=[)\]}]) ?U ?(?=[(\[\\])": r"\\cup ",
-    r"\\varnothing(?![a-zA-Z])|∅|\\\{ ?\\\}": r"\\emptyset",
-    r"\*\*": "^",
-    r";": ",",
-    r"\\begin\{(?:array\}(?:\{[clr| ]*\})?|smallmatrix\})": r"\\begin{matrix}",
-    r"\\end\{(?:array|smallmatrix)\}": r"\\end{matrix}",
-    r"[(\[] ?(\\begin\{matrix\}[^()\[\]]*\\end\{matrix\}) ?[)\]]": r"\1",
-    r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}": r"\\frac{\1}{\2}",
-    r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}": r"\\binom{\1}{\2}",
-    r"\\[dt]binom(?![a-zA-Z])": r"\\binom",
-    r"(?<![\\a-zA-Z])(pi|sqrt|sin|cos|tan)(?![a-zA-Z])": r"\\\1",
-}
-_TEXT = re.compile(
-    r"\\(?:text(?:bf|rm|it|sf|normal)?|mbox|math(?:rm|bf|it)|bold(?:symbol)?|operatorname)\s*\{([^{}]*)\}"
-)
-_AND = re.compile(r"\"\s*(?:and|or)\s*\"|(?<= )(?:and|or)(?= )")
-_THOUSANDS = re.compile(r"(?<![\d(\[,.])\d{1,3}(?:,\d{3})+(?!\d)")
-# "x =", "f(x) =", "x_1 =", "AB =", "\\theta =", "(x, y) =", "x \\in" in front, or "= x" behind a value.
+# "x =", "f(x) =", "P(A) =", "x_1 =", "AB =", "\\theta =", "(x, y) =", "area =", "x \\in" in front, or "= x" behind.
 _NAME = (
-    r"(?:m ?)?(?:\\angle ?)?(?:\"?[a-zA-Z]\"?(?:_\w|_\{\w+\})?'?(?:\([a-z]\))?|[A-Z]{2,3}"
-    r"|\\(?!frac|sqrt|pi|in|pm|infty)[a-z]+(?:\{[a-zA-Z]+\})?|\([a-zA-Z](?:, ?[a-zA-Z])+\))"
+    r"(?:m ?)?(?:\\(?:angle|triangle) ?)?"
+    r"(?:\"?[a-zA-Z]\"?(?:_\w|_\{\w+\})?'?(?:\^\{-1\})?(?:\([a-zA-Z](?:, ?[a-zA-Z])*\))?|\|?[A-Z]{2,3}\|?|\[[A-Z]{3,}\]"
+    r"|\\(?!frac|sqrt|pi|in|pm|infty)[a-z]+(?:\{[a-zA-Z]+\})?|\([a-zA-Z](?:, ?[a-zA-Z])+\)"
+    r"|\"[a-zA-Z ]{3,}\"|(?:[A-Za-z][a-z]{3,}|[Mm]ax|[Mm]in|[Ss]um)(?: [a-z]{2,})*)"
 )
 _DECLARED = re.compile(rf"^{_NAME}\s*(?:=|\\approx(?![a-z])|\\in(?![a-z]))\s*")
+_COMPUTED = re.compile(r"^[-+*/^().\d\s]*[-+*/^][-+*/^().\d\s]*= ?(?=[-\d.]+$)")  # `2 + 3 = 5`
 _DECLARED_BEHIND = re.compile(r"(?<=[\d)}])\s*=\s*[a-zA-Z]$")
 # Of one letter: `x > 5`, `5 < x`, `2 < x \\le 7`. Each is an interval.
 _BOUNDED_ONE_SIDE = re.compile(r"([a-zA-Z]) ?(<=?|>=?) ?([^<>=a-zA-Z]+(?:\\[a-z]+[^<>=]*)?)")
 _BOUNDED_TWO_SIDES = re.compile(r"([^<>=]+?) ?(<=?) ?[a-zA-Z] ?(<=?) ?([^<>=]+)")
-_RELATION = re.compile(r"\s*(<=|>=|<|>|=)\s*")
-_REVERSED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "="}
+_BOUNDED_FROM_ABOVE = re.compile(r"([^<>=]+?) ?(>=?) ?([a-zA-Z]) ?(>=?) ?([^<>=]+)")
+_ALL_BUT_ONE = re.compile(r"[a-zA-Z]\s*\\ne\s*([-\d./]+|-?\\frac\{\d+\}\{\d+\})")
+# `\\{x \\in \\mathbb{R} | x > 5\\}` is what stands behind the bar.
+_SET_OF_ALL = re.compile(r"\\\{ ?[a-zA-Z](?: ?\\in ?[^|:]*)? ?[|:] ?(.*[<>\\].*?) ?\\\}")
+_RELATION = re.compile(r"\s*(<=|>=|<|>|=|\\ne(?![a-z]))\s*")
+_REVERSED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", r"\ne": r"\ne"}
+_NAMED = re.compile(r"([a-zA-Z]) ?= ?([^=<>]+)")
+_TO = re.compile(r"(?<=[\d)}]) to (?=[-\d(\\])")
+_CLOCK = re.compile(r"(?:1?\d|2[0-3]):[0-5]\d")
+_MODULUS = re.compile(r"(.+?)\s*\(?\\?[pb]?mod\s*[{(]*\s*(\w+)\s*[)}]*")
 # A number with its base: `101_2`, `101_{2}`, `(101)_{\\text{two}}`, `101 \\text{ (base 2)}`.
 _BASED = re.compile(
     r"(-?) ?[({]? ?([\dA-Za-z]*\.?[\dA-Za-z]+) ?[)}]? ?"
-    r"(?:_ ?[{(]{0,2} ?(?:base)? ?(\w+) ?[)}]{0,2}|[( ]{0,3}base[ -]?(\w+) ?\)?)"
+    r"(?:_ ?[{(]{0,2} ?(?:base)? ?(\w+) ?[)}]{0,2}|[( ]{0,3}base[ -]{0,3}(\w+) ?\)?)"
 )
 _BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix)\}(.*)\\end\{\1\}", re.DOTALL)
+_NESTED_LISTS = re.compile(r"\[ ?\[[^\[\]]*\](?:, ?\[[^\[\]]*\])* ?\]")
 _BRACKETS = re.compile(r"(\\\{|[(\[])(.*)(\\\}|[)\]])", re.DOTALL)
 # A number, and behind it either what stood in \text or plain words; an exponent belongs to the unit.
-_NUMBER_AND_UNIT = re.compile(r"(.*(?:[\d)}]|\\pi))\s*(\"[^\"]*\"|(?<=[\s)}])[a-zA-Z][a-zA-Z. ]*)(?:\s*\^\{?\d\}?)?")
+_NUMBER_AND_UNIT = re.compile(r"(.*(?:[\d)}]|\\pi))\s*(\"[^\"]*\"|(?<=[\s)}])[a-zA-Z][a-zA-Z./ ]*)(?:\s*\^\{?\d\}?)?")
 _TIME = re.compile(r"\d[\d:]*[ \"]*[ap]\.? ?m\.?[ \"]*", re.IGNORECASE)
-_SHORT_UNITS = {
-    "mm",
-    "cm",
-    "km",
-    "ft",
-    "in",
-    "yd",
-    "mi",
-    "mph",
-    "kph",
-    "mg",
-    "gm",
-    "kg",
-    "lb",
-    "lbs",
-    "oz",
-    "ml",
-    "hr",
-    "hrs",
-    "min",
-    "day",
-}
+_SHORT_UNITS = frozenset(
+    "mm cm km m ft in yd mi mph kph mg gm kg g lb lbs oz ml l hr hrs h min s sec day deg sq cu per".split()  # noqa: SIM905
+)
 
 
 def equivalent(answer: str, gold: str) -> bool:
@@ -116,35 +64,47 @@ def equivalent(answer: str, gold: str) -> bool:
     if max(len(answer), len(gold)) > LONGEST:
         return answer.strip() == gold.strip()
     ours, theirs = _elements(tidy(answer)), _elements(tidy(gold))
-    return bool(theirs) and _in_any_order(ours, theirs)
+    if not ours or not theirs:
+        return False
+    first, second = _by_name(ours, theirs), _by_name(theirs, ours)
+    return _in_order(first, second) if first and second else _in_any_order(ours, theirs)
 
 
-def tidy(answer: str) -> str:
-    r"""Without what changes no meaning: dollar signs, degrees, thousands' commas. What `\text` held stands in quotes.
+def _by_name(parts: list[str], others: list[str]) -> list[str] | None:
+    """The values of `x = 1, y = 2` in the order of their names; of a tuple beside such a list, its parts."""
 
-    A new line is a new row of a matrix.
-    """
-    answer = re.sub(r"^\*\*(.*)\*\*$", r"\1", answer.strip(), flags=re.DOTALL)
-    if re.fullmatch(r"\\f?boxed\s*\{.*\}", answer, flags=re.DOTALL):
-        answer = boxed(answer) or answer
-    rows = _NEW_ROW.split(re.sub(r"\s+", " ", answer))
-    answer = "\n".join(_SPACES.sub(" ", _GONE.sub("", _THIN_THOUSANDS.sub("", row))) for row in rows).replace(
-        "{,}", ","
-    )
-    for name, plain in _NAMES.items():
-        answer = re.sub(name, plain, answer)
-    answer = _AND.sub(",", _TEXT.sub(r'"\1"', answer))
-    return _THOUSANDS.sub(lambda number: number[0].replace(",", ""), answer).strip().rstrip(". ")
+    def named(several: list[str]) -> dict[str, str]:
+        found = [_NAMED.fullmatch(part) for part in several]
+        pairs = {pair[1]: pair[2] for pair in found if pair}
+        return pairs if len(pairs) == len(several) > 1 else {}
+
+    if values := named(parts):
+        return [values[name] for name in sorted(values)]
+    several = _bracketed(_meaning(parts[0])) if len(parts) == 1 and named(others) else None
+    return several.parts if several and several.kind == "()" else None
 
 
 def _same(left: str, right: str) -> bool:
     """Whether two parts say the same, whatever they are."""
+    if left == right or _same_equation(left, right):
+        return True
+    return _same_meaning(_meaning(left), _meaning(right))
+
+
+def _same_meaning(left: str, right: str) -> bool:
+    """Of two parts without their names."""
     if left == right:
         return True
     if _based(left) or _based(right):
         return _based(left) == _based(right)
     if _is_words(left) or _is_words(right):
         return _folded(left) == _folded(right)
+    if _ratio(left) or _ratio(right):
+        return _same_ratio(left, right)
+    if _modulus(left) or _modulus(right):
+        return _same_residue(left, right)
+    if _is_tuple(left) or _is_tuple(right):
+        left, right = _vector(left) or left, _vector(right) or right
     for kind in (_union, _matrix, _bracketed):
         ours, theirs = kind(left), kind(right)
         if ours is not None and theirs is not None:
@@ -168,7 +128,31 @@ def _same_relation(left: list[str], right: list[str]) -> bool:
     for others, marks in ((right[::2], right[1::2]), (right[::-2], [_REVERSED[sign] for sign in right[-2::-2]])):
         if signs == marks and _in_order(sides, others):
             return True
-    return signs == right[1::2] == ["="] and same_equation((left[0], left[2]), (right[0], right[2]))
+    return False
+
+
+def _same_equation(left: str, right: str) -> bool:
+    """Whether both are equations, and the same one, as `y = 2x + 3` and `2x - y + 3 = 0` are."""
+    first, second = _RELATION.split(left), _RELATION.split(right)
+    equations = first[1::2] == second[1::2] == ["="]
+    return equations and same_equation((first[0], first[2]), (second[0], second[2]))
+
+
+def _same_ratio(left: str, right: str) -> bool:
+    """`1:2` is 2:4 and 1/2; a time of day is itself only."""
+    if _CLOCK.fullmatch(left) and _CLOCK.fullmatch(right):
+        return left.lstrip("0") == right.lstrip("0")
+    ours, theirs = _ratio(left) or [left, "1"], _ratio(right) or [right, "1"]
+    if same_value(ours[0], "0"):
+        return _in_order(ours, theirs)
+    crossed = [(f"({a})({theirs[0]})", f"({b})({ours[0]})") for a, b in zip(ours[1:], theirs[1:], strict=False)]
+    return len(ours) == len(theirs) and all(same_value(*products) for products in crossed)
+
+
+def _same_residue(left: str, right: str) -> bool:
+    """The modulus need not be repeated; a different one counts."""
+    (ours, of), (theirs, other) = _modulus(left) or (left, ""), _modulus(right) or (right, "")
+    return (not of or not other or of == other) and _same(ours, theirs)
 
 
 def _without_spaces(part: str) -> str:
@@ -204,11 +188,13 @@ def _union(part: str) -> _Several | None:
 
 
 def _matrix(part: str) -> _Several | None:
-    found = _MATRIX.fullmatch(part)
-    if found is None:
+    if _NESTED_LISTS.fullmatch(part):
+        rows, kind = [row.split(",") for row in re.findall(r"\[([^\[\]]*)\]", part)], "matrix"
+    elif found := _MATRIX.fullmatch(part):
+        rows = [row.split("&") for row in found[2].strip().split("\n")]
+        kind = "determinant" if found[1][0] in "vV" else "matrix"
+    else:
         return None
-    rows = [row.split("&") for row in found[2].strip().split("\n")]
-    kind = "determinant" if found[1][0] in "vV" else "matrix"
     return _Several(f"{kind} {[len(row) for row in rows]}", [cell.strip() for row in rows for cell in row])
 
 
@@ -221,11 +207,22 @@ def _bracketed(part: str) -> _Several | None:
     return _Several(found[1] + found[3], inner) if len(inner) > 1 or found[1] == "\\{" else None
 
 
+def _vector(part: str) -> str | None:
+    """A matrix of a single column as a tuple."""
+    found = _matrix(part)
+    is_column = found is not None and re.fullmatch(r"matrix \[1(?:, 1)+\]", found.kind)
+    return f"({', '.join(found.parts)})" if found and is_column else None
+
+
+def _is_tuple(part: str) -> bool:
+    found = _bracketed(part)
+    return found is not None and found.kind == "()"
+
+
 def _parts(text: str) -> list[str]:
-    r"""What stands between the commas outside brackets, without "x =" in front; `a \pm b` is two parts."""
+    r"""What stands between the commas outside brackets; `a \pm b` is two parts."""
     found = []
     for part in _cut(text, ","):
-        part = _interval(_DECLARED_BEHIND.sub("", _DECLARED.sub("", part)))
         part = part if "\\pm" in part else part.replace("\\mp", "\\pm")
         signs = "+-" if part.count("\\pm") == 1 else [r"\pm"]
         found += [part.replace("\\pm", sign).strip() for sign in signs]
@@ -233,14 +230,28 @@ def _parts(text: str) -> list[str]:
 
 
 def _elements(text: str) -> list[str]:
-    """The parts, or if they are one set, the set's: `{1, 2}` and `1, 2` are the same solutions."""
+    r"""The parts; if they are one set or union, its own: `{1, 2}` and `1, 2`, `x < 1 \text{ or } x > 2` and a union."""
     parts = _parts(text)
-    several = _bracketed(parts[0]) if len(parts) == 1 else None
-    return several.parts if several and several.kind == "\\{\\}" else parts
+    if len(parts) != 1:
+        return parts
+    meaning = _meaning(parts[0])
+    several = _union(meaning) or _bracketed(meaning)
+    return several.parts if several and several.kind in ("union", "\\{\\}") else parts
+
+
+def _meaning(part: str) -> str:
+    """Without "x =" in front; as an interval, if it is an inequality of one letter."""
+    part = _COMPUTED.sub("", _DECLARED_BEHIND.sub("", _DECLARED.sub("", part)))
+    set_of_all = _SET_OF_ALL.fullmatch(part)
+    return _interval(set_of_all[1] if set_of_all else part).strip()
 
 
 def _interval(part: str) -> str:
-    r"""`2 < x \le 7` as `(2, 7]`; anything else as it is."""
+    r"""`2 < x \le 7` as `(2, 7]`, `x \ne 2` as the union of what is left; anything else as it is."""
+    if found := _BOUNDED_FROM_ABOVE.fullmatch(part):
+        part = "".join((found[5], _REVERSED[found[4]], found[3], _REVERSED[found[2]], found[1]))
+    if found := _ALL_BUT_ONE.fullmatch(part):
+        return rf"(-\infty, {found[1]}) \cup ({found[1]}, \infty)"
     if found := _BOUNDED_TWO_SIDES.fullmatch(part):
         low, opens, closes, high = found.groups()
         return f"{'[' if '=' in opens else '('}{low}, {high}{']' if '=' in closes else ')'}"
@@ -271,6 +282,20 @@ def _based(part: str) -> tuple[str, str, int] | None:
     if not re.search(r"[\dA-Z]", found[2]) or not all(_digit(digit) < base for digit in whole + fraction):
         return None
     return found[1], f"{whole.lstrip('0')}.{fraction.rstrip('0')}", base
+
+
+def _ratio(part: str) -> list[str] | None:
+    """What stands between the colons, or the "to"s, of a ratio."""
+    plain = _TO.sub(":", part)
+    terms = _cut(plain, ":")
+    has_words = re.search(r"[<>=\"]|[a-zA-Z]{3}", re.sub(r"\\[a-zA-Z]+", "", plain))
+    return terms if len(terms) > 1 and all(terms) and not has_words else None
+
+
+def _modulus(part: str) -> tuple[str, str] | None:
+    r"""(5, 7) of `5 \pmod{7}`."""
+    found = _MODULUS.fullmatch(part)
+    return (found[1], found[2]) if found else None
 
 
 def _digit(digit: str) -> int:
@@ -309,7 +334,7 @@ def _readings(part: str) -> list[str]:
     """The part itself, and if it is a number with a unit, the number alone."""
     readings = [part.replace('"', " ").strip()]
     if (found := _NUMBER_AND_UNIT.fullmatch(part)) and re.search(r"\d|\\pi", found[1]):
-        words = found[2].replace(".", "").replace('"', " ").casefold().split()
+        words = re.sub(r"[\"/]", " ", found[2].replace(".", "")).casefold().split()
         quoted = found[2].startswith('"')
         if all(quoted or len(word) > 3 or word in _SHORT_UNITS for word in words):
             readings.append(found[1].replace('"', " ").strip())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
 _END_OF_FORMULA = re.compile(r"(?<!\\)\$|\\[)\]]|\n")
 _MARKED = re.compile(r"^####[ \t]*(\S.*)$", re.MULTILINE)
 _STATED = re.compile(
-    r"\banswers?(?:\*\*)?\s*(?:is|are|equals|:|=)(?:\s+(?:therefore|thus|then|hence|simply|just))?:?\s*(?:\*\*)?\s*"
+    r"\banswers?(?:\*\*)?\s*(?:is|are|equals|:|=)(?:\s+(?:therefore|thus|then|hence|simply|just))?:?\s*\*{0,2}\s*"
     r"(?=\S)",
     re.IGNORECASE,
 )
@@ -21,6 +21,9 @@ _FORMULA = re.compile(
     r"|(?<!\\)\\\((?P<in_brackets>.+?)\\\)",
     re.DOTALL,
 )
+# "The value of $x$ is 5."
+_JUST_A_NAME = re.compile(r"\s*\\?[a-zA-Z]+(?:_\w)?\s*")
+_TOLD_BEHIND = re.compile(r"\s+(?:is|equals|=)\s+(?:exactly\s+|therefore\s+)?([-\d.][^\n]*?)(?=\.?\s*(?:\n|$))")
 _BOLD_AT_THE_END = re.compile(r"\*\*([^*\n]+)\*\*[\s.]*$")
 _NUMBER = re.compile(r"-?\\?\$?(?:\d[\d,]*)?\.?\d+(?:/\d+)?(?!\w)")
 
@@ -43,7 +46,9 @@ def final_answer(text: str) -> str:
     if bold := _BOLD_AT_THE_END.search(text):
         return bold[1]
     if formulas := list(_FORMULA.finditer(text)):
-        return formulas[-1][formulas[-1].lastgroup or 0]
+        last = formulas[-1][formulas[-1].lastgroup or 0]
+        told = _TOLD_BEHIND.match(text, formulas[-1].end())
+        return told[1] if told and _JUST_A_NAME.fullmatch(last) else last
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return _of_a_line(lines[-1]) if lines else ""
 
@@ -51,7 +56,8 @@ def final_answer(text: str) -> str:
 def boxed(text: str) -> str | None:
     r"""What stands in the last box that is complete: `\boxed{…}`, `\fbox{…}`, or `\boxed 5` up to the formula's end.
 
-    A box whose closing brace is missing ends with its formula; if the text breaks off before, it is none.
+    An empty box is none. One whose closing brace is missing ends with its formula; if the text breaks off before, it
+    is none either.
     """
     for box in reversed(list(_BOX.finditer(text))):
         rest = text[box.end() :]
@@ -60,7 +66,7 @@ def boxed(text: str) -> str | None:
             content: str | None = rest[: end.start()] if end else rest
         elif (content := _group(rest)) is None and end:
             content = rest[1 : end.start()]
-        if content is not None:
+        if content is not None and content.strip():
             return content
     return None
 

@@ -11,7 +11,7 @@ import cmath
 import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from math import factorial
+from math import factorial, floor, isclose
 from random import Random
 from string import ascii_letters
 from typing import Any
@@ -35,13 +35,17 @@ _FUNCTIONS: dict[str, Callable[[Any], Number]] = {
     "arctan": cmath.atan,
     "ln": cmath.log,
     "log": cmath.log10,
+    "lg": cmath.log10,
     "exp": cmath.exp,
 }
 _GREEK = ("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "varphi", "omega", "rho", "tau", "infty")
 _SYMBOLS = (*ascii_letters, *_GREEK)
-_TOKEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+|\\[a-zA-Z]+|[a-zA-Z]|[-+*/^()\[\]{}|!])")
+_INVERSES = {"sin": cmath.asin, "cos": cmath.acos, "tan": cmath.atan}
+_CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
+_TOKEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+|\\[a-zA-Z]+|[a-zA-Z]|[-+*/^_()\[\]{}|!])")
 # `\frac 1 2` is `\frac12`, and `1 1/2` is 1.5.
 _SPACED_FRACTION = re.compile(r"(\\frac\s*\d)\s+(?=\d)")
+_BASE_OF_A_LOGARITHM = re.compile(r"(\\log\s*_\s*)(\w)")
 _MIXED_NUMBER = re.compile(r"(?<![\d./^])(\d+)\s+(\d+/\d+)(?!\s*[\d./^])")
 _SIDE_BY_SIDE = re.compile(r"[\d.]\s+[\d.]|\.\d*\.")
 _SIMPLE_FRACTION = re.compile(r"\\frac(?:\{\d+\}|\d)(?:\{\d+\}|\d)")
@@ -84,6 +88,7 @@ class _Parser:
 
     def __init__(self, text: str) -> None:
         text = _MIXED_NUMBER.sub(r"(\1+\2)", _SPACED_FRACTION.sub(r"\1", text))
+        text = _BASE_OF_A_LOGARITHM.sub(r"\1{\2}", text)
         if _SIDE_BY_SIDE.search(text):
             raise SyntaxError(text)
         self.tokens: list[str] = []
@@ -120,7 +125,7 @@ class _Parser:
 
     def product(self) -> Value:
         value = self.signed()
-        while (token := self.peek()) and token not in ("+", "-", ")", "]", "}", "|"):
+        while (token := self.peek()) and token not in ("+", "-", *_CLOSING.values()):
             if token in ("*", "/"):
                 value = _binary(self.take(), value, self.signed())
             else:
@@ -134,9 +139,8 @@ class _Parser:
 
     def power(self) -> Value:
         base = self.mixed_number() or self.atom()
-        while self.peek() == "!":
-            self.take()
-            base = _factorial(base)
+        while self.peek() in ("!", "\\degree"):
+            base = _factorial(base) if self.take() == "!" else _binary("*", base, _DEGREE)
         return _binary("^", base, self.exponent()) if self.peek() == "^" else base
 
     def exponent(self) -> Value:
@@ -157,10 +161,11 @@ class _Parser:
         if token[0].isdigit() or token[0] == ".":
             number = Fraction(token)
             return lambda _: number
-        if token in ("(", "[", "{", "|"):
+        if token in _CLOSING:
             inner = self.sum()
-            self.take({"(": ")", "[": "]", "{": "}", "|": "|"}[token])
-            return inner if token != "|" else lambda point: _size(inner(point))
+            self.take(_CLOSING[token])
+            around = {"|": _size, "\\lfloor": _floor, "\\lceil": lambda x: -_floor(-x)}.get(token)
+            return inner if around is None else lambda point: around(inner(point))
         if token == "\\pi":
             return lambda _: complex(cmath.pi)
         if token == "\\frac":
@@ -172,7 +177,7 @@ class _Parser:
         if token == "\\sqrt":
             return self.root()
         if token == "\\" + name and name in _FUNCTIONS:
-            return self.function(_FUNCTIONS[name])
+            return self.function(name)
         if name in _SYMBOLS:
             return lambda point: point[name]
         raise SyntaxError(token)
@@ -185,14 +190,29 @@ class _Parser:
             self.take("]")
         return _binary("^", self.argument(), _binary("/", lambda _: Fraction(1), degree))
 
-    def function(self, function: Callable[[Any], Number]) -> Value:
-        r"""Of a bracket, or of all factors up to the next sign, slash or function: `\sin 2x` is the sine of 2x."""
-        exponent: Value = self.exponent() if self.peek() == "^" else lambda _: Fraction(1)
+    def function(self, name: str) -> Value:
+        r"""Of a bracket, or of all factors up to the next sign, slash or function: `\sin 2x` is the sine of 2x.
+
+        `\log_2` has its base behind it, and `\sin^{-1}` is the arcsine, as people write it.
+        """
+        function, base = _FUNCTIONS[name], None
+        if self.peek() == "_" and name == "log":
+            self.take()
+            function, base = cmath.log, self.argument()
+        exponent: Value = lambda _: Fraction(1)  # noqa: E731
+        if self.peek() == "^":
+            is_inverse = self.tokens[self.at + 1 : self.at + 5] == ["{", "-", "1", "}"] and name in _INVERSES
+            exponent = self.exponent()
+            if is_inverse:
+                function, exponent = _INVERSES[name], lambda _: Fraction(1)
         bracket = self.peek() in ("(", "[", "{", "|")
         argument = self.power()
         while not bracket and self.peek() and self.peek() not in "+-*/)]}|" and self.peek()[1:] not in _FUNCTIONS:
             argument = _binary("*", argument, self.power())
-        return _binary("^", lambda point: function(argument(point)), exponent)
+        value: Value = lambda point: function(argument(point))  # noqa: E731
+        if base is not None:
+            value = _binary("/", value, lambda point: cmath.log(base(point)))
+        return _binary("^", value, exponent)
 
     def argument(self) -> Value:
         r"""What follows \frac or \sqrt: a group in braces, or one digit as in \frac12."""
@@ -214,6 +234,19 @@ def _binary(operator: str, left: Value, right: Value) -> Value:
             return lambda point: left(point) / right(point)
         case _:
             return lambda point: _power(left(point), right(point))
+
+
+_DEGREE: Value = lambda _: complex(cmath.pi / 180)  # noqa: E731
+
+
+def _floor(number: Number) -> Fraction:
+    """Raises ValueError for what is not real, as letters are not."""
+    if isinstance(number, Fraction):
+        return Fraction(floor(number))
+    if abs(number.imag) > _ROUNDING * abs(number):
+        raise ValueError("only real numbers are rounded down")
+    nearest = round(number.real)
+    return Fraction(nearest if isclose(nearest, number.real, rel_tol=1e-12) else floor(number.real))
 
 
 def _factorial(value: Value) -> Value:

@@ -118,6 +118,102 @@ from shardscope.evals.math_solutions import boxed, final_answer
         ("1/2004!", r"\frac{1}{2004!}"),
         ("2^{2005}", r"2 \cdot 2^{2004}"),
         ("i^2", "-1"),
+        # Ratios.
+        ("1:2", "2:4"),
+        ("2:4:6", r"1\!:\!2\!:\!3"),
+        ("1 : 2", r"\frac12"),
+        ("3 to 4", "3:4"),
+        # Logarithms, floors, angles.
+        (r"\log_2 8", "3"),
+        (r"\log_{10} 100", "2"),
+        (r"\log_b a", r"\frac{\ln a}{\ln b}"),
+        (r"2\log_3 5", r"\log_3 25"),
+        (r"\left\lfloor\frac{7}{2}\right\rfloor", "3"),
+        ("⌈3.2⌉", "4"),
+        (r"\cos 60^\circ", "0.5"),
+        (r"2\sin(15^{\circ})", r"2\sin 15\degree"),
+        (r"\tan^{-1}(1)", r"\frac{\pi}{4}"),
+        (r"\cos^{-1} x", r"\arccos x"),
+        # Mixed numbers and decimals.
+        ("1 and 1/2", r"1\frac12"),
+        ("3½", "3.5"),
+        ("1 and a half", "1.5"),
+        (r"0.\overline{3}", r"\frac13"),
+        (r"0.1\overline{6}", "1/6"),
+        ("0.333...", r"0.\overline{3}"),
+        ("5e3", "5000"),
+        ("1.5x10^3", r"1.5\times 10^{3}"),
+        # Degrees, percents, money, units.
+        (r"45 ^ \circ", "45"),
+        (r"45{}^\circ", "45 deg"),
+        (r"30^{\circ}C", "30°"),
+        (r"\ang{45}", "45º"),
+        ("50 percent", r"50\%"),
+        ("50 per cent", "50"),
+        ("€5", "5"),
+        ("5 USD", r"\$5.00"),
+        ("60 km/h", r"60\text{ km/h}"),
+        ("60 miles per hour", "60"),
+        ("5 sq. ft.", "5"),
+        ("5 cm²", "5"),
+        ("5 m", "5"),
+        (r"\text{5 apples}", "5"),
+        ("1 000", "1000"),
+        ("12'345'678", "12345678"),
+        # Intervals, sets, unions.
+        ("]1, 2[", "(1,2)"),
+        ("[1, 2[", "[1,2)"),
+        ("x in (1,2)", "1 < x < 2"),
+        ("2 > x > 1", "(1,2)"),
+        (r"\mathbb{R}", r"(-\infty, +\infty)"),
+        ("all real numbers", r"x \in ℝ"),
+        (r"x \neq 2", r"(-\infty, 2) \cup (2, \infty)"),
+        (r"x \le 1 \text{ or } x \ge 2", r"[2,\infty) \cup (-\infty,1]"),
+        (r"\{x \mid 1 < x < 2\}", "(1,2)"),
+        (r"\{x \in \mathbb{R} : x > 5\}", r"(5,\infty)"),
+        ("{1,2}", r"\{2, 1\}"),
+        ("1 & 2", "1,2"),
+        ("4,5,and 6", "6,5,4"),
+        # Names in front.
+        ("x=1, y=2", "(1,2)"),
+        ("x=1, y=2", r"y=2 \text{ and } x=1"),
+        (r"\text{Area} = 5\text{ cm}^2", "5"),
+        ("area = 5", "5"),
+        (r"P(A) = \frac12", "1/2"),
+        (r"f^{-1}(x) = 2x", "2x"),
+        (r"\triangle ABC = 5", "5"),
+        ("= 5", r"\approx 5"),
+        ("The answer is 5", "x equals 5"),
+        ("Option B", "B)"),
+        (r"\textbf{(C) } 5", "5"),
+        # Signs that Unicode or keyboards have.
+        ("±2", "2, -2"),
+        ("+/-2", "2,-2"),
+        ("–3", "-3"),
+        ("x ⩾ 2", r"[2, ∞)"),
+        ("x²", "x^2"),
+        ("∛8", r"\root 3 \of 8"),
+        ("２", "2"),
+        (r"1\over2", r"\nicefrac{1}{2}"),
+        # Vectors, matrices, bases, residues, no solution.
+        ("[[1,2],[3,4]]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+        (r"\pmatrix{1\\2}", "(1,2)"),
+        (r"10 \text{ base } 2", r"\overline{10}_2"),
+        (r"5 \pmod{7}", "5"),
+        ("no real solutions", r"\emptyset"),
+        ("DNE", "does not exist"),
+        ("infinity", r"+\infty"),
+        # Equations whose terms change sides.
+        ("y = 2x + 3", "2x - y + 3 = 0"),
+        ("y - 3 = 2x", "y = 2x + 3"),
+        # Dress.
+        ("`5`", "*5*"),
+        ("__5__", "5 (five)"),
+        ("2 + 3 = 5", "5"),
+        (r"\framebox{5}", r"\boxed 5"),
+        (r"{\bf 5}", r"\underline{5}"),
+        (r"\textcolor{red}{5}", r"\color{red}5"),
+        (r"4^\text{th}", "4"),
     ],
 )
 def test_equal_answers_are_equal_however_they_are_written(answer: str, gold: str) -> None:
@@ -207,6 +303,60 @@ def test_equal_answers_are_equal_however_they_are_written(answer: str, gold: str
         (r"\binom{5}{2}", r"\binom{5}{1}"),
         ("99999!", "5"),
         ("xy = 5", "5"),
+        # Another ratio, time, base of a logarithm, rounding.
+        ("1:2", "2:1"),
+        ("1:2:3", "1:2:4"),
+        ("1:2", "1:2:3"),
+        ("0:1:2", "0:3:1"),
+        ("6:20", "3:10"),
+        (r"\log_2 8", r"\log_3 8"),
+        (r"\log_b a", r"\log_a b"),
+        (r"\lfloor -3.5\rfloor", "-3"),
+        (r"\lfloor x\rfloor", r"\lceil x\rceil"),
+        # Angles are no numbers, an inverse is no reciprocal.
+        (r"\sin 30^\circ", r"\sin 30"),
+        (r"\cos^{-1} x", r"\frac{1}{\cos x}"),
+        # Two numbers are no mixed number; a decimal ends where it ends.
+        (r"1\text{ and }\frac12", "3/2"),
+        ("1 and 3/2", "5/2"),
+        ("0.333", "1/3"),
+        ("0.333...", "0.333"),
+        (r"0.\overline{3}", "0.3"),
+        ("1.4142...", r"\sqrt2"),
+        ("x²", "x2"),
+        ("2³", "23"),
+        ("12 34", "1234"),
+        ("1 00", "100"),
+        # A letter is no unit, and no name that is not one.
+        ("4 t", "4"),
+        ("5m", "5"),
+        ("60 x/y", "60"),
+        ("abc = 5", "5"),
+        ("2x = 5", "5"),
+        ("|x| = 5", "5"),
+        ("x+1 = 5", "5"),
+        (r"\sin x = 5", "5"),
+        # Ends, order and names count.
+        ("]1, 2]", "[1,2]"),
+        ("2 > x > 1", "(1,2]"),
+        (r"x \ne 2", "x = 2"),
+        (r"x \ne 2", r"x \ne 3"),
+        (r"\{x \mid x > 5\}", r"\{x \mid x < 5\}"),
+        ("x < 1 or x > 2", "x < 1, x > 3"),
+        (r"\mathbb{R}", "R"),
+        ("x=1, y=2", "y=1, x=2"),
+        ("x=1, y=2", "(2,1)"),
+        ("x=1, x=2", "(1,2)"),
+        ("[[1,2],[3,4]]", "[[1,3],[2,4]]"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", "(2,1)"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", "[1,2]"),
+        (r"5 \pmod 7", r"5 \pmod 6"),
+        ("infinity", "-infinity"),
+        ("5 (mod 7)", "5 (mod 6)"),
+        ("2 + 3 = 5", "3"),
+        ("no solution", "0"),
+        ("y = 2x", "x = 2y"),
+        ("y = 2x + 3", "2x + y + 3 = 0"),
     ],
 )
 def test_different_or_meaningless_answers_are_not(answer: str, gold: str) -> None:
@@ -239,6 +389,27 @@ def test_every_real_math_answer_equals_itself_its_plain_form_and_rarely_another(
     apart = Random(0).sample(golds, 300)
     same = [(a, b) for a, b in zip(apart[::2], apart[1::2], strict=True) if equivalent(a, b)]
     assert [pair for pair in same if len({str(numbers_of(gold)) for gold in pair}) > 1] == []
+
+
+RESPELLINGS = {
+    "boxed": lambda gold: rf"\boxed{{{gold}}}",
+    "named": lambda gold: gold if re.search(r"[=,]|\\in|\\text|[a-zA-Z]{3}$|\\cup", gold) else f"x = {gold}",
+    "bold": lambda gold: f"**{gold}**",
+    "display": lambda gold: rf"\[{gold}\]",
+    "sized": lambda gold: re.sub(r"(?<!\\left)\((?=[^()]*\))([^()]*)\)", r"\\bigl(\1\\bigr)", gold),
+    "fractions by slashes": lambda gold: re.sub(r"^(-?)\\d?frac\{(\d+)\}\{(\d+)\}$", r"\1\2/\3", gold),
+    "spaced": lambda gold: re.sub(r"([-+=])", r" \1 ", gold),
+    "in Unicode": lambda gold: (
+        gold.replace("-", "−").replace("\\pi", "π").replace("\\infty", "∞").replace("\\cup", "∪")
+    ),
+    "with a period": lambda gold: f"{gold}.",
+}
+
+
+@pytest.mark.parametrize("name", RESPELLINGS)
+def test_every_real_gold_answer_equals_itself_respelt(name: str) -> None:
+    golds = real_golds()[len(name) % 3 :: 3]  # another third for each
+    assert [gold for gold in golds if not equivalent(RESPELLINGS[name](gold), gold)] == []
 
 
 def numbers_of(gold: str) -> list[str]:

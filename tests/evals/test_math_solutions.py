@@ -16,6 +16,7 @@ from shardscope.evals.math_solutions import boxed, final_answer
         ("nothing", None),
         (r"cut off \boxed{\frac{1", None),
         (r"\fbox{5}", "5"),
+        (r"\framebox{5}", "5"),
         (r"\boxed 5.", "5."),
         (r"$\boxed 5$ apples", "5"),
         (r"$\boxed\frac12$.", r"\frac12"),
@@ -62,6 +63,14 @@ def test_the_last_complete_box_counts_with_its_braces_balanced(text: str, conten
         ("so the total is 1,042 apples.", "1,042"),
         ("Therefore, x = 2y + 1", "2y + 1"),
         ("Therefore, 2 + 3 = 5.", "5."),
+        ("Therefore the value of $x$ is 5.", "5"),
+        ("Thus the length $AB$ is 5 cm.", "5 cm"),
+        ("so $x = 5$, where $y$ is large", "y"),
+        ("*Answer:* 5", "5"),
+        ("### Answer\n5", "5"),
+        ("So there are **5** ways.", "5"),
+        (r"$\boxed{5}$. Check: $\boxed{}$", "5"),
+        ("<answer>5</answer>", "5"),
         ("east", "east"),
         ("", ""),
         (r"so \boxed{4", ""),
@@ -102,4 +111,5 @@ def test_every_real_gold_answer_is_found_however_a_solution_ends(ending: str) ->
     rows = [row for subject in MATH_SUBJECTS for row in real_rows(f"hendrycks_math/{subject}/test.jsonl", 5000)]
     golds = {" ".join((boxed(row["solution"]) or "").split()) for row in rows}
     assert len(golds) > 1500
-    assert [gold for gold in golds if not equivalent(final_answer(ending.replace("GOLD", gold)), gold)] == []
+    found = {gold: final_answer(ending.replace("GOLD", gold)) for gold in golds}
+    assert [gold for gold, answer in found.items() if answer != gold and not equivalent(answer, gold)] == []

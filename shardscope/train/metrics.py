@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 from shardscope.config import ConfigError, Recipe
 from shardscope.files import appending, parse_json, read_text, write_text
 
-FILE = "metrics.jsonl"
+FILE, BIOGRAPHY = "metrics.jsonl", "biography.jsonl"
 MOST_METRICS = 2**28  # bytes; a run of a million steps that logs every tenth writes a sixth of it
 
 
@@ -33,11 +33,14 @@ class Logger(Protocol):
 
 
 class Metrics:
-    """Appends to metrics.jsonl, one flushed line at a time, and hands numbers on to the loggers."""
+    """Appends to a run's metrics.jsonl, one flushed line at a time, and hands numbers on to the loggers.
 
-    def __init__(self, folder: Path, loggers: Sequence[Logger] = ()) -> None:
+    With `file`, to another log of such lines.
+    """
+
+    def __init__(self, folder: Path, loggers: Sequence[Logger] = (), file: str = FILE) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / FILE
+        self.path = folder / file
         self.loggers = loggers
         self._file = self.path.open("a", encoding="utf-8")
 
@@ -83,12 +86,13 @@ class NoMetrics(Metrics):
         pass
 
 
-def read_metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, oldest first. What is no such line, as one cut off by a kill, is left out.
+def read_metrics(folder: Path, kind: str | None = None, file: str = FILE) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, oldest first; with `file`, of another log of such lines.
 
-    Raises ReadError for what is no file, or larger than any run's.
+    What is no such line, as one cut off by a kill, is left out. Raises ReadError for what is no file, or larger than any
+    run's.
     """
-    path = folder / FILE
+    path = folder / file
     if not path.exists():
         return []
     lines = []
@@ -102,16 +106,16 @@ def read_metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
     return lines
 
 
-def rewind(folder: Path, step: int | None) -> set[tuple[str, int]]:
+def rewind(folder: Path, step: int | None, file: str = FILE) -> set[tuple[str, int]]:
     """Drop what was logged after `step` (None: everything): a resumed run writes those lines again.
 
     The samples of `step` itself go too, because a kill may have come between them.
     Returns (kind, step) of all lines that there were: what other loggers have been told.
     """
-    lines = read_metrics(folder)
-    if (folder / FILE).exists():
+    lines = read_metrics(folder, file=file)
+    if (folder / file).exists():
         kept = [line for line in lines if step is not None and line["step"] + (line.get("kind") == "sample") <= step]
-        write_text(folder / FILE, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(folder / file, "".join(json.dumps(line) + "\n" for line in kept))
     return {(str(line.get("kind")), line["step"]) for line in lines}
 
 

@@ -117,9 +117,9 @@ def test_steps_without_finite_numbers_are_left_to_the_loop(recipe_file: Path) ->
 
 def test_a_matrix_that_explodes_and_a_dead_head_are_named(recipe_file: Path) -> None:
     health = Health(load_recipe(recipe_file), 300, 30.0, ENTROPY)
-    good, bad = Singular("blocks.0.mlp.W_in", 0.1, 30.0), Singular("blocks.1.mlp.W_out", 0.1, 4000.0)
+    good, bad = Singular("blocks.0.mlp.W_in", 0.1, 30.0, 9.0), Singular("blocks.1.mlp.W_out", 0.1, 4000.0, 1.0)
     assert health.matrices(100, [good], []) == []
-    exploding, dead = health.matrices(200, [good, bad, Singular("x", math.nan, math.nan)], ["L1H0"])
+    exploding, dead = health.matrices(200, [good, bad, Singular("x", math.nan, math.nan, math.nan)], ["L1H0"])
     assert str(exploding) == (
         "exploding weights since step 200: largest singular values: blocks.1.mlp.W_out (4e+03), x (nan)"
     )

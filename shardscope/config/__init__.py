@@ -12,7 +12,7 @@ from shardscope.config.loading import load_recipe, recipe_fields
 from shardscope.config.model import PRESETS, LayerKind, ShardConfig
 from shardscope.config.paths import user_path
 from shardscope.config.recipe import Recipe
-from shardscope.config.training import InitConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from shardscope.config.training import InitConfig, OptimizerConfig, ProbeConfig, ScheduleConfig, TrainConfig
 
 __all__ = [
     "PRESETS",
@@ -22,6 +22,7 @@ __all__ = [
     "InitConfig",
     "LayerKind",
     "OptimizerConfig",
+    "ProbeConfig",
     "Recipe",
     "ScheduleConfig",
     "ShardConfig",

@@ -14,7 +14,7 @@ from shardscope.config.fields import choice, require_usable_numbers
 from shardscope.config.model import ShardConfig
 from shardscope.config.paths import require_no_control_characters, user_path
 from shardscope.config.plain_data import build
-from shardscope.config.training import InitConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from shardscope.config.training import InitConfig, OptimizerConfig, ProbeConfig, ScheduleConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class Recipe:
     optimizer: OptimizerConfig = choice(OptimizerConfig, help="the optimizer")
     schedule: ScheduleConfig = choice(ScheduleConfig, help="the learning rate over time")
     train: TrainConfig = choice(TrainConfig, help="the loop")
+    probe: ProbeConfig = choice(ProbeConfig, help="the biography of heads and matrices")
 
     def __post_init__(self) -> None:
         require(bool(self.name), "name is empty; name the run")

@@ -135,3 +135,32 @@ class TrainConfig:
             self.micro_batch == 0 or self.batch_size % self.micro_batch == 0,
             f"train.micro_batch={self.micro_batch} does not divide train.batch_size={self.batch_size}",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """What is written of every head and matrix while training: the run's biography.jsonl."""
+
+    every: int = choice(50, help="steps between probes of every head and matrix, in biography.jsonl; 0: never")
+    budget: float = choice(
+        0.01, help="largest share of the run's time for probes; one that would exceed it is left out; 1: no limit"
+    )
+    tokens: int = choice(
+        0, help="held-out tokens, of all sources together, for the loss by position; 0: an eighth of a step's"
+    )
+    lags: tuple[int, ...] = choice(
+        (), help="distances at which induction is scored; empty: 8, and half, one and one and a half windows"
+    )
+    samples: bool = choice(True, help="with labelled samples of the card's six prompts")
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, f"probe.every={self.every} is negative; use 0 for no probes")
+        require(
+            0 < self.budget <= 1,
+            f"probe.budget={self.budget} is a share above 0 and up to 1; set probe.every = 0 for no probes",
+        )
+        require(self.tokens >= 0, f"probe.tokens={self.tokens} is negative; use 0 for an eighth of a step's")
+        require(
+            all(lag >= 2 for lag in self.lags) and len(set(self.lags)) == len(self.lags),
+            f"probe.lags={list(self.lags)} must be different distances of at least 2 tokens",
+        )

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace, phase: str | None = None) -> int:
         if arguments.dry_run:
             print(format_plan(plan(recipe, model=_model_of_start(recipe, path))))
             return 0
-        outcome = train(recipe, probe=_probe if recipe.train.sample_every else None)
+        outcome = train(recipe, probe=_probe)
     except (ConfigError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -20,6 +20,7 @@ from shardscope.config import Recipe
 from shardscope.data import Batch, Prefetcher
 from shardscope.files import WriteError
 from shardscope.model import Shard
+from shardscope.train.biography_writer import BiographyWriter
 from shardscope.train.distributed import World
 from shardscope.train.evaluate import Score, evaluate
 from shardscope.train.health import Trouble, dead_heads
@@ -52,7 +53,8 @@ class Outcome:
 def train(recipe: Recipe, *, probe: Probe | None = None, progress: bool = True) -> Outcome:
     """Train as the recipe says, from its start or from its newest checkpoint; returns how it ended.
 
-    `probe` makes sample records every `train.sample_every` steps. Raises ConfigError for a recipe that does not
+    `probe` makes sample records, every `train.sample_every` steps for the log and with each probe for the biography.
+    Raises ConfigError for a recipe that does not
     fit its folder, data or checkpoint, TrainingError after too many non-finite steps in a row, WriteError where no room
     is left, and Interrupted (a KeyboardInterrupt) at a signal before there was anything to save.
     """
@@ -75,7 +77,11 @@ def _attempt(recipe: Recipe, world: World, stop: Stop, probe: Probe | None, prog
     setup = set_up(recipe, world, progress)
     metrics = Metrics(recipe.folder, open_loggers(recipe, setup.logged)) if world.main else NoMetrics()
     try:
-        return Loop(setup, metrics, stop, probe, progress).run()
+        loop = Loop(setup, metrics, stop, probe, progress)
+        try:
+            return loop.run()
+        finally:
+            loop.biography.close()
     finally:
         metrics.close()
 
@@ -108,6 +114,7 @@ class Loop:
         self.scores: dict[str, Score] = {}
         self.evaluated = setup.step if "eval" in setup.looked else -1
         self.readings = Readings(self.recipe, setup, metrics, progress)
+        self.biography = BiographyWriter(setup, probe)
 
     def run(self) -> Outcome | None:
         """Every step that is left. None if the run went back to an earlier checkpoint, to be started again."""
@@ -117,6 +124,7 @@ class Loop:
         with self.stop.saving(), self.readings, self._batches() as batches:
             self._look(but_not=self.setup.looked)
             for batch in batches:
+                self.biography.prepare(self.step + 1)
                 if self._should_end() or not self._take_step(batch):
                     break
                 # Weights first: whatever fails while the model is looked at, they are safe.
@@ -164,6 +172,9 @@ class Loop:
             untrained = self.step == 0 and kind != "eval"
             if every and self._due(every) and not untrained and kind not in but_not:
                 look()
+        if self.biography.wants(self.step):
+            self.readings.catch_up()
+            self.biography.write(self.step)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.recipe.schedule.steps

@@ -89,8 +89,8 @@ class NoMetrics(Metrics):
 def read_metrics(folder: Path, kind: str | None = None, file: str = FILE) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, oldest first; with `file`, of another log of such lines.
 
-    What is no such line, as one cut off by a kill, is left out. Raises ReadError for what is no file, or larger than any
-    run's.
+    What is no such line, as one cut off by a kill, is left out. Raises ReadError for what is no file, or larger than
+    any run's.
     """
     path = folder / file
     if not path.exists():

@@ -32,7 +32,7 @@ from shardscope.train.schedule import phase_of
 RECIPE, REWINDS = "recipe.json", "rewinds.json"
 LOCK = ".lock"
 # Fields that may differ when a run is started again: where and how it computes, not what.
-FREE = ("name", "run_dir", "start_from", "data.cache_dir", "train.")
+FREE = ("name", "run_dir", "start_from", "data.cache_dir", "train.", "probe.")
 # …except the batch, which decides the losses.
 BOUND = ("train.batch_size",)
 

@@ -31,7 +31,7 @@ from shardscope.train.distributed import World
 from shardscope.train.graphed import Gradients
 from shardscope.train.health import Trouble, token_entropy, troubles_of
 from shardscope.train.lineage import ancestors_of, code_version
-from shardscope.train.metrics import read_metrics, rewind
+from shardscope.train.metrics import BIOGRAPHY, read_metrics, rewind
 from shardscope.train.muon import ShardOptimizer
 from shardscope.train.objective import Objective
 from shardscope.train.run import find_stable, newest_checkpoint, prune, times_back
@@ -274,13 +274,16 @@ def _from_the_log(recipe: Recipe, step: int, resumes: bool, world: World) -> dic
     if world.main:
         # What a killed run logged after its last checkpoint, or before its first, is logged again.
         logged = rewind(recipe.folder, step if resumes else None)
+        rewind(recipe.folder, step if resumes else None, BIOGRAPHY)
         if resumes:
             prune(recipe.folder, recipe.train.keep)
     world.wait()
     lines = read_metrics(recipe.folder)
     return {
         "logged": frozenset(logged),
-        "looked": frozenset(str(line["kind"]) for line in lines if line["step"] == step),
+        "looked": frozenset(
+            str(line["kind"]) for line in [*lines, *read_metrics(recipe.folder, file=BIOGRAPHY)] if line["step"] == step
+        ),
         "steps_logged": tuple(line for line in lines if line["kind"] == "train"),
         "troubles": tuple(trouble for trouble, over in troubles_of(lines) if over is None),
     }

@@ -32,11 +32,12 @@ from shardscope.config import ConfigError, Recipe, load_recipe
 from shardscope.files import read_json
 from shardscope.train import Interrupted, TrainingError, train
 from shardscope.train.lineage import weights_digest
-from shardscope.train.metrics import Metrics, read_metrics
+from shardscope.train.metrics import BIOGRAPHY, Metrics, read_metrics
 
 SETTINGS = {
     "schedule.steps": "12", "schedule.warmup": "0", "train.save_every": "3", "train.eval_every": "6",
     "train.sentinel_every": "6", "train.sample_every": "6", "train.keep": "1",
+    "probe.every": "6", "probe.budget": "1",
 }  # fmt: skip
 DONE, SENTENCE, INTERRUPTED, TRACEBACK = 0, 3, 4, 5
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink"}
@@ -163,6 +164,7 @@ def result(recipe: Recipe) -> dict[str, Any]:
         "looks": sorted(
             (line["kind"], line["step"]) for line in lines if line["kind"] in ("eval", "sentinel", "sample")
         ),
+        "probes": [line["step"] for line in read_metrics(run, file=BIOGRAPHY)],
         "ends": [line["step"] for line in lines if line.get("event") == "finished"],
         # Other processes may be writing to a cache of tokens; what is left there is removed after a day.
         "left over": sorted(path.name for path in run.rglob(".*") if path.name != ".lock"),

@@ -8,6 +8,7 @@ from shardscope.cli.parser import CommandParser
 
 BENCHES = {
     "train": "Training: tokens a second, MFU, memory, beside transformers' model.",
+    "biography": "A run's biography: the parts of a probe beside a training step, and their share of a training.",
     "learn": "Learning: held-out bits per byte against tokens and seconds, for a list of recipes.",
     "decode": "Generation: tokens a second beside transformers' generate.",
     "score": "Scoring: ARC questions a second beside lm-eval's own --model hf.",

@@ -12,6 +12,7 @@ import streamlit as st
 
 from apps.page_attention import UNBOUNDED, cell_of, score_table
 from apps.parts import address, exports
+from apps.parts.biography import biographies_of, changing_most, draw_curves, head_names, heads_cell, heads_table
 from apps.parts.caching import cached_scores, cached_scores_of
 from apps.parts.checkpoints import run_of
 from apps.parts.heads import Head, head_grid
@@ -180,9 +181,10 @@ def _span(start: int, end: int) -> str:
 
 
 def draw_training(asked: Asked, followed: Sequence[Head], by: str) -> None:
-    """The followed heads in every checkpoint of the run that the open one belongs to."""
+    """The followed heads through the run that the open checkpoint belongs to: as it was probed, and in checkpoints."""
     st.subheader("Through the training", anchor=False)
     run = run_of(asked.opened)
+    draw_biography(run, followed, by)
     checkpoints = list_checkpoints(run) if run else []
     if run is None or len(checkpoints) < 2:
         st.caption("This checkpoint is the only one of its run; a run that keeps more (`train.keep`) is followed here.")
@@ -209,6 +211,31 @@ def draw_training(asked: Asked, followed: Sequence[Head], by: str) -> None:
         exports.file_name(asked, "training", by),
         lambda: training_cell(asked, thinned(checkpoints, MOST_STEPS), followed, by),
         lambda: table,
+    )
+
+
+def draw_biography(run: Path | None, followed: Sequence[Head], by: str) -> None:
+    """The score as the run's training probed it; where there is no such run, that of the one that came with it."""
+    own = [] if run is None else [(run.name, run)]
+    told = next(iter(biographies_of(own)), None)
+    biography = None if told is None else told.read()
+    if told is None or biography is None or by not in biography.heads:
+        return
+    if told.ours:
+        st.caption(
+            f"The training of this checkpoint has not been probed here. As an example, the heads of {plain(told.name)} "
+            "that change most; the Runs page has all of it."
+        )
+        draw_curves(told, biography, by, changing_most(biography, by, FOLLOWED))
+    else:
+        there = set(head_names(biography).values())
+        draw_curves(told, biography, by, [head for head in followed if head in there])
+    exports.buttons(
+        "biography of heads",
+        f"shardscope-biography-{by}",
+        lambda: heads_cell(told, by),
+        lambda: heads_table(biography, by),
+        picture=False,
     )
 
 

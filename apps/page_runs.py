@@ -1,4 +1,4 @@
-"""Runs: the curves of every run in the start folders, live while one trains, and what each run plans and forks from."""
+"""Runs: the curves of every run in the start folders, live while one trains, what each plans, and their biographies."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pandas as pd
 import streamlit as st
 
 from apps.parts import address, exports
+from apps.parts.biography import LOOK_EVERY, draw_biographies
 from apps.parts.checkpoints import FAILURES, MAKE_ONE, below, real, start_folders
 from apps.parts.logs import logged_at, read_log
 from apps.parts.text import plain
@@ -27,7 +28,6 @@ from shardscope.train.run import RECIPE, run_status
 from shardscope.train.schedule import decay_start, lr_factor
 from shardscope.visible import visible
 
-LOOK_EVERY = 2.0  # seconds
 LIVE = 120.0  # seconds without a line after which a run is no longer called running
 MOST_POINTS = 600  # of a curve
 EVAL_FIELD = {"bits_per_byte": "bits_per_byte", "held_out_loss": "loss"}
@@ -58,6 +58,7 @@ def page() -> None:
     runs = find_runs(start_folders())
     if not runs:
         st.info(f"There is no run under {plain(', '.join(map(str, start_folders())))} yet: {MAKE_ONE}.")
+        draw_biographies([])
         return address.publish()
     names = list(runs)
     known = [name for name in st.session_state.runs if name in runs]
@@ -79,6 +80,7 @@ def page() -> None:
     )
     for run in picked:
         draw_plan(run, runs, expanded=len(picked) <= 2)
+    draw_biographies((run.name, run.folder) for run in picked)
     address.publish()
 
 

@@ -90,6 +90,13 @@ CHOICES: dict[str, tuple[Any, Callable[[str], Any]]] = {
     # Runs
     "runs": ([], read_names),
     "curve": ("cross_entropy", str),
+    "biography": ("", str),
+    "score": ("", str),
+    "followed": ([], read_names),
+    "matrix": ("", str),
+    "number": ("", str),
+    "source": ("", str),
+    "probe": (-1, int),
     # Failures
     "suite": ("card", str),
     "sample": ("card-1", str),

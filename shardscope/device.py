@@ -17,7 +17,7 @@ def pick_device(device: str | torch.device = "auto", local_rank: int = 0) -> tor
     try:
         place = torch.device(device)
     except RuntimeError:
-        raise ConfigError(f"device={device!r} is no torch device; use auto, cpu, cuda, cuda:1, or mps") from None
+        raise ConfigError(f"device={device!r} is not a torch device; use auto, cpu, cuda, cuda:1, or mps") from None
     if place.type == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError(f"device={str(device)!r}: this torch sees no CUDA device; use auto or cpu")

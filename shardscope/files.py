@@ -229,7 +229,7 @@ def _said(path: Path, only: set[int] | None = None) -> Iterator[None]:
             reason, remedy = "no room is left on the disk", "make room and give the same command again"
         else:
             reason = f"cannot be written ({os.strerror(number) if number else error})"
-            remedy = "name another place, or see to the disk and give the same command again"
+            remedy = "name another place, or repair the disk and run the same command again"
         intact = "what was written there before is intact" if stood else "nothing half-written is left"
         raise WriteError(f"{path}: {reason}; {intact}; {remedy}") from None
 

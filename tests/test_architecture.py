@@ -1,4 +1,4 @@
-"""The rooms of the house and the one direction of the arrows between them."""
+"""The modules and subpackages of shardscope, and the one direction of the imports between them."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ LATER = {
 CORE = {
     *("torch", "einops", "jaxtyping", "tokenizers", "safetensors", "numpy", "dacite", "tqdm", "triton", "psutil", "PIL")
 }
-# Heavy guests, and the rooms they may enter.
-GUESTS = {
+# Optional packages, and the rooms that may import them.
+OPTIONAL = {
     "transformer_lens": {"interop", "bench"},
     "transformers": {"interop", "bench"},
     "lm_eval": {"evals", "bench"},
@@ -139,13 +139,13 @@ def test_the_arrows_point_one_way() -> None:
     assert not wrong
 
 
-def test_heavy_guests_stay_in_their_own_rooms() -> None:
+def test_optional_packages_are_imported_in_their_own_rooms_only() -> None:
     wrong = []
     for path in FILES:
-        for guest in {module.split(".")[0] for module, _ in imports(path)}:
-            known = guest in sys.stdlib_module_names or guest in CORE or guest == "shardscope"
-            if not known and room_of(path) not in GUESTS.get(guest, set()):
-                wrong.append(f"{path.relative_to(PACKAGE)} imports {guest}")
+        for package in {module.split(".")[0] for module, _ in imports(path)}:
+            known = package in sys.stdlib_module_names or package in CORE or package == "shardscope"
+            if not known and room_of(path) not in OPTIONAL.get(package, set()):
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {package}")
     assert not wrong
 
 
@@ -180,12 +180,12 @@ def test_nothing_in_the_package_knows_of_a_browser() -> None:
     assert not any(module.startswith("streamlit") for path in PACKAGE.rglob("*.py") for module, _ in imports(path))
 
 
-def test_importing_the_package_brings_in_none_of_the_guests() -> None:
+def test_importing_the_package_imports_no_optional_package() -> None:
     code = "import sys, shardscope; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
-    assert not loaded & {*GUESTS, "streamlit", "matplotlib", "altair", "triton"}
+    assert not loaded & {*OPTIONAL, "streamlit", "matplotlib", "altair", "triton"}
 
 
 def test_only_the_command_lines_read_argv() -> None:

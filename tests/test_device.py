@@ -46,14 +46,14 @@ def test_each_process_of_several_takes_its_own_card(monkeypatch: pytest.MonkeyPa
 
 
 NOWHERE = [
-    ("nope", "device='nope' is no torch device; use auto, cpu, cuda, cuda:1, or mps"),
-    ("", "device='' is no torch device"),
+    ("nope", "device='nope' is not a torch device; use auto, cpu, cuda, cuda:1, or mps"),
+    ("", "device='' is not a torch device"),
     ("cuda", "this torch sees no CUDA device; use auto or cpu"),
     ("cuda:0", "this torch sees no CUDA device"),
     ("mps", "this torch sees no Apple GPU; use auto or cpu"),
     ("meta", "Shardscope runs on cpu, cuda and mps"),
     ("xla", "Shardscope runs on cpu, cuda and mps"),
-    ("cuda:-1", "device='cuda:-1' is no torch device"),
+    ("cuda:-1", "device='cuda:-1' is not a torch device"),
 ]
 
 

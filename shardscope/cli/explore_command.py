@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Become the server; it runs until Ctrl+C."""
     folders = folders_of(arguments.checkpoint, arguments.runs)
     if arguments.port > 65535:
-        raise ConfigError(f"--port {arguments.port} is no port; use 1 to 65535")
+        raise ConfigError(f"--port {arguments.port} is not a port; use 1 to 65535")
     for package in ("streamlit", "altair", "pandas"):
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)

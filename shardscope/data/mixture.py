@@ -84,7 +84,9 @@ class Mixture:
 
     def _draws(self, step: int, rank: int, ranks: int) -> list[tuple[int, int]]:
         if self.batch_size % ranks or not 0 <= rank < ranks:
-            raise ConfigError(f"train.batch_size={self.batch_size} cannot be dealt to {ranks} devices (rank {rank})")
+            raise ConfigError(
+                f"train.batch_size={self.batch_size} cannot be divided among {ranks} devices (rank {rank})"
+            )
         per_rank = self.batch_size // ranks
         first = step * self.batch_size + rank * per_rank
         return [self._turns.turn(row) for row in range(first, first + per_rank)]

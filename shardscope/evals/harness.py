@@ -146,7 +146,7 @@ class ShardLM(TemplateLM):
         odd = [part for part in arg_string.split(",") if part.strip() and "=" not in part]
         if odd:
             raise HarnessError(
-                f"model_args: {odd[0]!r} is no key=value; write it as in pretrained=runs/shard-pico-anneal"
+                f"model_args: {odd[0]!r} is not key=value; write it as in pretrained=runs/shard-pico-anneal"
             )
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
@@ -611,7 +611,7 @@ def _whole(name: str, value: Any, least: int = 1, most: int | None = None, why: 
     try:
         number = int(value)
     except (TypeError, ValueError):
-        raise HarnessError(f"model_args: {name}={value!r} is no whole number") from None
+        raise HarnessError(f"model_args: {name}={value!r} is not a whole number") from None
     if number < least or (most is not None and number > most):
         limits = f"at least {least}" if most is None else f"{least} to {most}"
         raise HarnessError(f"model_args: {name}={number} is out of range{f' ({why})' if why else ''}; use {limits}")

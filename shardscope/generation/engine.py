@@ -130,7 +130,7 @@ def _config(config: SamplingConfig | None, choices: dict[str, Any]) -> SamplingC
     unknown = sorted(choices.keys() - {item.name for item in fields(SamplingConfig)})
     if unknown:
         known = [item.name for item in fields(SamplingConfig)]
-        raise GenerationError(f"there is no choice {unknown[0]!r} of sampling{suggest(unknown[0], known)}")
+        raise GenerationError(f"there is no sampling option {unknown[0]!r}{suggest(unknown[0], known)}")
     return replace(config or SamplingConfig(), **choices)
 
 

@@ -156,8 +156,8 @@ def config_without_qk_norm(config: ShardConfig, dtype: str = "float32", special_
 
     if config.d_model % config.n_heads:
         raise InteropError(
-            f"VaultGemma wants d_model to be a multiple of n_heads, this model has d_model={config.d_model} and "
-            f"n_heads={config.n_heads}; such a Shard stays in Shardscope"
+            f"VaultGemma needs a d_model that is a multiple of n_heads, and this model has d_model={config.d_model} "
+            f"and n_heads={config.n_heads}; such a Shard stays in Shardscope"
         )
     return VaultGemmaConfig(
         architectures=["VaultGemmaForCausalLM"],
@@ -242,7 +242,7 @@ def shard_config(values: dict[str, Any], pattern: str | None = None, where: str 
     try:
         config = ShardConfig.from_dict(described)
     except ConfigError as error:
-        raise InteropError(f"{where}: describes no Shard: {error}") from None
+        raise InteropError(f"{where}: does not describe a Shard: {error}") from None
     if pattern is not None and set(pattern) <= {"S", "G"} and pattern:
         as_written = ShardConfig.from_dict({**described, "layer_pattern": pattern})
         if as_written.layer_kinds == config.layer_kinds:

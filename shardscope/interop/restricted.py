@@ -276,7 +276,7 @@ class _Unpickler:
         while self.stack[place] is not _MARK:
             place -= 1
             if place < 0:
-                raise OriginalError("it takes back more than it has put there")
+                raise OriginalError("it pops more than it has pushed")
         items = self.stack[place + 1 :]
         del self.stack[place:]
         return items
@@ -366,7 +366,7 @@ class _Unpickler:
 def _made(name: object, arguments: object) -> Any:
     """What a function or class of the few known ones would make of its arguments."""
     if not isinstance(name, _Name) or not isinstance(arguments, tuple):
-        raise OriginalError("it calls what is no function")
+        raise OriginalError("it calls something that is not a function")
     match name.full, arguments:
         case "torch._utils._rebuild_tensor_v2", (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_):
             sizes = (offset, *shape, *strides)

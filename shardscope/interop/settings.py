@@ -92,7 +92,7 @@ def read_settings(values: Mapping[str, Any], seen: Seen, ignore: Collection[str]
     try:
         config = ShardConfig.from_dict(found)
     except ConfigError as error:
-        raise OriginalError(f"the file's config describes no Shard: {error}") from None
+        raise OriginalError(f"the file's config does not describe a Shard: {error}") from None
     unstated = [
         f"{name} {value}" for name, value in config.to_dict().items() if name in _SPELLINGS and name not in found
     ]

@@ -118,7 +118,7 @@ def newest_checkpoint(run: Path) -> Path | None:
         lacking = [name for name in (WEIGHTS, CONFIG, OPTIMIZER, STATE) if not (numbered[-1] / name).exists()]
         raise CheckpointError(
             f"{numbered[-1]}: training cannot go on from it, {' and '.join(lacking)} is missing; put it back, or give "
-            "--run_dir another folder to begin anew"
+            "--run_dir another folder to start over"
         )
     return resumable[-1] if resumable else None
 
@@ -150,7 +150,7 @@ def _run_and_step(start_from: str) -> tuple[Path, int | None]:
     if path.exists() or not at:
         return path, None
     if not re.fullmatch(r"\d[\d_,]*", step):
-        raise CheckpointError(f"start_from={start_from!r}: {step!r} is no step; write RUN@STEP, as in {run}@1000")
+        raise CheckpointError(f"start_from={start_from!r}: {step!r} is not a step; write RUN@STEP, as in {run}@1000")
     return user_path(run, "start_from"), int(re.sub("[_,]", "", step))
 
 

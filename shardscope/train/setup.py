@@ -185,7 +185,7 @@ def require_even_batch(recipe: Recipe, world: World) -> None:
     """Raises ConfigError, before anything is tokenized, for a batch that the processes cannot share."""
     if recipe.train.batch_size % world.size:
         raise ConfigError(
-            f"train.batch_size={recipe.train.batch_size} cannot be dealt to {world.size} processes; "
+            f"train.batch_size={recipe.train.batch_size} cannot be divided among {world.size} processes; "
             f"use a multiple of {world.size}"
         )
 

@@ -70,7 +70,7 @@ def test_the_table_in_the_docs_is_the_one_the_numbers_give() -> None:
         (("--tokens", "9000"), "shard-54m reads 1 to 8192 tokens, not 9000"),
         (("--against", "-5"), "reads 1 to 8192 tokens, not -5"),
         (("--runs", "0"), "--runs 0 measures nothing"),
-        (("--device", "foo"), "device='foo' is no torch device"),
+        (("--device", "foo"), "device='foo' is not a torch device"),
     ],
 )
 def test_a_bench_that_cannot_be_run_is_refused(words: tuple[str, ...], says: str) -> None:

@@ -76,7 +76,7 @@ def test_a_device_that_is_not_there_is_one_sentence(what: str, capsys: pytest.Ca
     needed = ["recipes/shard-pico-pretrain.toml"] if what == "learn" else []
     assert main(["bench", what, *needed, "--device", "nope"]) == 1
     error = capsys.readouterr().err.strip()
-    assert error.startswith("error: device='nope' is no torch device")
+    assert error.startswith("error: device='nope' is not a torch device")
     assert len(error.splitlines()) == 1
 
 

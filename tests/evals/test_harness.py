@@ -546,13 +546,13 @@ def test_a_long_continuation_is_greedy_where_all_of_its_windows_are(formats: tup
     [
         ({"pretrained": "runs/nothing-here"}, "runs/nothing-here: no such checkpoint or run"),
         ({"max_length": 513}, r"max_length=513 is out of range \(the model's context is 512\); use 1 to 512"),
-        ({"max_length": "long"}, "max_length='long' is no whole number"),
+        ({"max_length": "long"}, "max_length='long' is not a whole number"),
         ({"max_gen_toks": 0}, "max_gen_toks=0 is out of range; use at least 1"),
         ({"dtype": "int4"}, "dtype=int4 is not supported; use auto, float32"),
         ({"device": "meta"}, "device='meta': Shardscope runs on cpu, cuda and mps"),
-        ({"device": "gpu"}, "device='gpu' is no torch device; use auto, cpu, cuda"),
+        ({"device": "gpu"}, "device='gpu' is not a torch device; use auto, cpu, cuda"),
         ({"max_length": 0}, "max_length=0 is out of range"),
-        ({"batch_size": "auto:many"}, "batch_size='auto:many' is no whole number"),
+        ({"batch_size": "auto:many"}, "batch_size='auto:many' is not a whole number"),
         ({"batch_size": "auto", "max_batch_size": 0}, "max_batch_size=0 is out of range"),
         ({"add_bos_token": "perhaps"}, "add_bos_token='perhaps' is neither true nor false; use one of true, yes"),
         ({"revision": "main"}, "revision='main' is not known; use pretrained, tokenizer"),
@@ -627,7 +627,7 @@ def test_paths_may_look_like_numbers(
 
 
 def test_arguments_that_are_no_pairs_get_one_sentence(formats: tuple[Path, Path]) -> None:
-    with pytest.raises(HarnessError, match="'here' is no key=value"):
+    with pytest.raises(HarnessError, match="'here' is not key=value"):
         ShardLM.create_from_arg_string("here", {"batch_size": 1, "device": "cpu"})
     lm = ShardLM.create_from_arg_string(f"pretrained={formats[0]},max_length=100", {"batch_size": 4, "device": "cpu"})
     assert (lm.max_length, lm.batch_size) == (100, 4)

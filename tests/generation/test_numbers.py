@@ -155,7 +155,7 @@ def test_an_extreme_config_computes_numbers_or_says_so(tiny_config: ShardConfig)
         ({"temperature": math.nan}, "temperature=nan must be 0"),
         ({"top_p": 0}, "top_p=0 is a probability; use a value above 0"),
         ({"repetition_penalty": 1e-300}, "repetition_penalty=1e-300 must lie between 0.01 and 100"),
-        ({"max_new_token": 4}, "there is no choice 'max_new_token' of sampling; did you mean 'max_new_tokens'"),
+        ({"max_new_token": 4}, "there is no sampling option 'max_new_token'; did you mean 'max_new_tokens'"),
     ],
     ids=str,
 )

@@ -187,7 +187,7 @@ def test_the_command_writes_the_files_and_says_which(
     [
         (("--out", "taken.txt"), "--out taken.txt: .*taken.txt is not a folder"),
         (("--out", "taken.txt/below"), "--out taken.txt/below: .*taken.txt is not a folder"),
-        (("--device", "foo"), "device='foo' is no torch device"),
+        (("--device", "foo"), "device='foo' is not a torch device"),
         (("--device", "cuda:99"), "device='cuda:99': "),
         (("--device", "meta"), "device='meta': Shardscope runs on cpu, cuda and mps"),
         (("--device", "hpu"), "device='hpu': Shardscope runs on cpu, cuda and mps"),

@@ -179,8 +179,8 @@ def test_a_fork_starts_from_any_kept_step_of_the_stable_phase(recipe_file: Path,
     [
         ("15", "the checkpoint of step 15 is in its decay; its stable phase has .*@5, .*@10, .*@14"),
         ("7", "the checkpoint of step 7 is not there; its stable phase has .*@5, .*@10, .*@14"),
-        ("last", "'last' is no step; write RUN@STEP, as in .*@1000"),
-        ("", "'' is no step"),
+        ("last", "'last' is not a step; write RUN@STEP, as in .*@1000"),
+        ("", "'' is not a step"),
     ],
 )
 def test_a_fork_of_a_step_that_cannot_be_forked_names_those_that_can(
@@ -245,7 +245,9 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_before_anything_is_w
 ) -> None:
     world = World(rank=0, size=3, local_rank=0, device=torch.device("cpu"))
     monkeypatch.setattr(loop.World, "join", lambda device: world)
-    with pytest.raises(ConfigError, match=r"train.batch_size=4 cannot be dealt to 3 processes; use a multiple of 3"):
+    with pytest.raises(
+        ConfigError, match=r"train.batch_size=4 cannot be divided among 3 processes; use a multiple of 3"
+    ):
         run(recipe_file)
     assert not (tmp_path / "run").exists()
 

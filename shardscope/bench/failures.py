@@ -32,6 +32,7 @@ from tqdm import tqdm
 from shardscope.bench import measure
 from shardscope.checkpoint import BUILT_IN, load
 from shardscope.config import ConfigError
+from shardscope.failures import broken_words
 from shardscope.failures.broken_words import most_broken
 from shardscope.failures.calibration import LIMITS
 from shardscope.failures.drift import PASSAGE, is_clear, prompt_lift
@@ -243,7 +244,7 @@ def fit(folder: Path, out: Path) -> None:
     Raises ConfigError for a folder that lacks the training or the held-out files of a domain.
     """
     training = {domain: list(_some_text(folder, domain)) for domain in DOMAINS}
-    TextModel.fit(training).save(out / FILE_NAME)
+    TextModel.fit(training, vocabulary=(text for _, text in documents(folder, TRAINING))).save(out / FILE_NAME)
     built_in.cache_clear()
     tokenizer, model = Tokenizer.load(BUILT_IN), load(BUILT_IN)
     held_out: dict[Domain, list[str]] = {domain: [] for domain in DOMAINS}
@@ -253,7 +254,7 @@ def fit(folder: Path, out: Path) -> None:
     limits = {
         domain: {
             "repetitive": _repetition_limits([training[domain], held_out[domain]]),
-            "broken_words": _broken_limit([training[domain], held_out[domain]]),
+            "broken_words": _broken_limits([training[domain], held_out[domain]]),
             "drift": _drift_limits(domain, training[domain], windows[f"{domain}, {OUTPUT} tokens"], model),
         }
         for domain in DOMAINS
@@ -287,12 +288,17 @@ def _repetition_limits(corpora: Sequence[Sequence[str]]) -> dict[str, list[float
     return limits
 
 
-def _broken_limit(corpora: Sequence[Sequence[str]]) -> float:
-    shares = [
-        [broken.share for chunk in _chunks(texts, 250, 1000, most=10_000) if (broken := most_broken(chunk, built_in()))]
-        for texts in corpora
-    ]
-    return round(max(_percentile(found, 1 - TAIL) for found in shares), 4)
+def _broken_limits(corpora: Sequence[Sequence[str]]) -> dict[str, float]:
+    """By size of a text: the percentile of the share of unknown words, the larger of the corpora's."""
+    limits: dict[str, float] = {}
+    for size in broken_words.SIZES:
+        longest = 4 * size if size == broken_words.SIZES[-1] else 2 * size - 1
+        shares = [
+            [found.share if (found := most_broken(chunk, built_in())) else 0.0 for chunk in chunks]
+            for chunks in (_chunks(texts, size, longest, most=10_000) for texts in corpora)
+        ]
+        limits[str(size)] = round(max(_percentile(found, 1 - TAIL) for found in shares), 4)
+    return limits
 
 
 def _drift_limits(domain: Domain, training: Sequence[str], windows: Sequence[Window], model: Shard) -> dict[str, Any]:

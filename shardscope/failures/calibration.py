@@ -18,10 +18,11 @@ LIMITS, FALSE_ALARMS = (Path(__file__).parent / name for name in ("limits.json",
 
 
 class Limits(NamedTuple):
-    """For one domain: (repeated 4-grams, compression) by the size of a passage; share of broken words; drift."""
+    """For one domain: (repeated 4-grams, compression) by the size of a passage; share of broken words by the size of a
+    text; drift."""
 
     repetitive: dict[int, tuple[float, float]]
-    broken_words: float
+    broken_words: dict[int, float]
     drift: DriftLimits
 
 
@@ -43,7 +44,7 @@ def limits_from(values: dict[str, Any]) -> Limits:
     """From what stands in a file."""
     return Limits(
         repetitive={int(size): (pair[0], pair[1]) for size, pair in values["repetitive"].items()},
-        broken_words=values["broken_words"],
+        broken_words={int(size): share for size, share in values["broken_words"].items()},
         drift=DriftLimits(**values["drift"]),
     )
 

@@ -29,7 +29,7 @@ DOMAINS: tuple[Domain, ...] = ("code", "math", "prose")
 BUCKETS = 2**14
 LENGTHS = (2, 3, 4)  # bytes of an n-gram
 WORD_BITS = 2**21
-COMMON = 3  # a word of the training text is known if it stands there as often
+COMMON = 2  # a word of the training text is known if it stands there as often
 PASSAGE = 2048  # characters; how many passages hold an n-gram makes its weight
 EVERY = 4  # passages: n-grams are counted in one of so many, words in all
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -54,14 +54,19 @@ class TextModel:
         self._bits: list[bool] = np.unpackbits(words).astype(bool).tolist()
 
     @classmethod
-    def fit(cls, texts: Mapping[Domain, Iterable[str]]) -> TextModel:
-        """From training text by domain. Raises ConfigError where a domain has none."""
+    def fit(cls, texts: Mapping[Domain, Iterable[str]], vocabulary: Iterable[str] | None = None) -> TextModel:
+        """From training text by domain. Raises ConfigError where a domain has none.
+
+        `vocabulary`: the texts whose words are known (None: those by domain). Words take more text than domains do, for
+        what people write only now and then is a word, too.
+        """
         counts = np.zeros((len(DOMAINS), BUCKETS))
         holding, passages = np.zeros(BUCKETS), 0
         words: Counter[str] = Counter()
         for row, domain in enumerate(DOMAINS):
             for text in texts.get(domain, ()):
-                words.update(_words(text))
+                if vocabulary is None:
+                    words.update(_words(text))
                 for start in range(0, len(text), EVERY * PASSAGE):
                     found = ngrams(text[start : start + PASSAGE])
                     counts[row] += found
@@ -69,6 +74,8 @@ class TextModel:
                     passages += 1
             if not counts[row].any():
                 raise ConfigError(f"no text of the domain {domain!r} to fit a text model on; give some of each")
+        for text in vocabulary or ():
+            words.update(_words(text))
         # Add-one smoothing (Laplace), so that what one domain never shows is unlikely there, not impossible.
         likelihood = np.log((counts + 1) / (counts + 1).sum(axis=1, keepdims=True))
         bits = np.zeros(WORD_BITS, dtype=bool)
@@ -128,7 +135,7 @@ class TextModel:
         return float(x @ y) / norms if norms else 0.0
 
     def knows(self, word: str) -> bool:
-        """Whether a word stood in the training text three times or more; a few that did not pass, too."""
+        """Whether a word stood in the training text twice or more; a few that did not pass, too."""
         return all(self._bits[place] for place in _places(word.lower()))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from shardscope.config import ConfigError
 from shardscope.failures import label
-from shardscope.failures.broken_words import find_broken_words, most_broken
+from shardscope.failures.broken_words import SIZES, find_broken_words, most_broken
 from shardscope.failures.calibration import limits
 from shardscope.failures.prompts import Domain
 from shardscope.failures.text_model import DOMAINS, TextModel, built_in
@@ -67,6 +67,30 @@ def test_the_passage_with_the_most_broken_words_is_found() -> None:
     assert found is not None
     assert found.share > 0.9
     assert abs(found.start - 2 * len(PROSE)) < 40
+
+
+def test_a_text_is_held_to_the_limit_of_the_largest_size_that_fits() -> None:
+    text = f"The teacher said that {nonsense(2, 0)} and went home to his sister."
+    found = most_broken(text, built_in())
+    assert found is not None
+    assert 0.1 < found.share < 0.3
+    assert 64 <= len(text) < 128
+    strict, mild = 0.0, 0.5
+    sizes = dict.fromkeys(SIZES, mild)
+    assert find_broken_words(text, built_in(), sizes) is None
+    assert find_broken_words(text, built_in(), {**sizes, 128: strict}) is None
+    assert find_broken_words(text, built_in(), {**sizes, 64: strict}) == found
+    assert find_broken_words(text[:63], built_in(), {**sizes, 64: strict}) is None
+
+
+def test_words_may_come_from_more_text_than_domains() -> None:
+    texts = {"prose": [PROSE], "code": [CODE], "math": ["x = 1"]}
+    alone, more = TextModel.fit(texts), TextModel.fit(texts, vocabulary=[PROSE, PROSE, "harbour harbour once"])  # type: ignore[arg-type]
+    assert not alone.knows("clockmaker"), "said once"
+    assert more.knows("clockmaker")
+    assert more.knows("harbour")
+    assert not more.knows("once")
+    assert alone.log_odds(PROSE, "prose", 64) == more.log_odds(PROSE, "prose", 64)
 
 
 @pytest.fixture(scope="module")

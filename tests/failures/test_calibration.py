@@ -25,7 +25,7 @@ def test_limits_lie_where_only_the_tail_of_peoples_text_does(domain: str) -> Non
     allowed = limits(domain)
     assert list(allowed.repetitive) == list(SIZES)
     assert all(0 < repeated < 1 and compression > 1 for repeated, compression in allowed.repetitive.values())
-    assert 0.05 < allowed.broken_words < 0.9
+    assert all(0.05 < share < 0.9 for share in allowed.broken_words.values())
     assert allowed.drift.odds < 0
 
 

@@ -88,7 +88,7 @@ def test_the_report_shows_loss_baseline_and_the_six_prompts_with_flags(
         (["generate", "a", "b"], "2 prompts are given; quote one text, and name a model with --checkpoint"),
         (["generate", "Once", "--prompt-file", "story.txt"], "a prompt is given twice"),
         (["generate", "--prompt-file", "nothing.txt"], "nothing.txt: cannot be read as UTF-8 text"),
-        (["generate", "--prompt-file", "/dev/zero"], "/dev/zero: cannot be read: it is larger than 64 MiB"),
+        (["generate", "--prompt-file", "/dev/zero"], "/dev/zero: cannot be read: it is larger than 16 MiB"),
         (["generate", "Once", "--top-p", "2"], "top_p"),
         (["generate", "Once", "--device", "nope"], "device='nope' is not a torch device"),
         (["train", "shard-pico-pretrian"], "did you mean 'shard-pico-pretrain'?"),

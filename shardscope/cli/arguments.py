@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from shardscope.config import ConfigError
-from shardscope.files import MOST_TEXT
 
+MOST_PROMPT = 2**24  # bytes of a text that a flag names; the longest context takes a hundredth of it
 CHECKPOINT = "a checkpoint folder, or a run (its newest checkpoint); default: the built-in model"
 
 
@@ -102,9 +102,9 @@ def read_text(file: Path, flag: str) -> str:
     try:
         # Bytes, so that line ends stay as they are.
         with nullcontext(sys.stdin.buffer) if file == Path("-") else file.open("rb") as opened:
-            data = opened.read(MOST_TEXT + 1)
-        if len(data) > MOST_TEXT:
-            raise ConfigError(f"{file}: cannot be read: it is larger than {MOST_TEXT / 2**20:.0f} MiB")
+            data = opened.read(MOST_PROMPT + 1)
+        if len(data) > MOST_PROMPT:
+            raise ConfigError(f"{file}: cannot be read: it is larger than {MOST_PROMPT / 2**20:.0f} MiB")
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(

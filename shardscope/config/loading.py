@@ -14,6 +14,7 @@ from shardscope.config.errors import ConfigError, suggest
 from shardscope.config.recipe import Recipe
 
 MOST_RECIPE = 2**20  # bytes
+MOST_DOTS = 200  # in a line
 
 
 def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
@@ -27,7 +28,11 @@ def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) ->
             data = file.read(MOST_RECIPE + 1)
         if len(data) > MOST_RECIPE:
             raise ValueError(f"a recipe has at most {MOST_RECIPE:,} bytes")
-        values = tomllib.loads(data.decode("utf-8"))
+        text = data.decode("utf-8")
+        # tomllib takes memory that grows with the square of a key's parts.
+        if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+            raise ValueError(f"a line of it has more than {MOST_DOTS} dots")
+        values = tomllib.loads(text)
     except FileNotFoundError:
         near = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
         raise ConfigError(f"{path}: no such recipe{suggest(str(path), near)}") from None

@@ -68,6 +68,9 @@ def test_a_missing_recipe_names_its_neighbour(tmp_path: Path) -> None:
     loaded(tmp_path)
     with pytest.raises(ConfigError, match="/dev/zero: cannot be read as TOML: a recipe has at most 1,048,576 bytes"):
         load_recipe("/dev/zero")
+    (tmp_path / "keys.toml").write_text("\n".join(".".join(["a"] * 50_000) + f".b{n} = 1" for n in range(5)))
+    with pytest.raises(ConfigError, match=r"keys\.toml: cannot be read as TOML: a line of it has more than 200 dots"):
+        load_recipe(tmp_path / "keys.toml")
     with pytest.raises(ConfigError, match=r"recip.toml: no such recipe; did you mean '.*recipe.toml'\?"):
         load_recipe(tmp_path / "recip.toml")
 

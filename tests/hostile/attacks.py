@@ -29,6 +29,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- made by tests/hostile/attacks.py -->\n", "<!-- end -->\n"
 LONGEST_SENTENCE = 2000
 
+PLANTED = "pickles, nests, pipes, endless and foreign files in the place"
 # Name: what is attacked, how, and what an attempt has to end in to count as unharmed.
 ATTACKS = {
     "kills_at_changes": ("a training run", "SIGKILL at each change of a file, and once more while it starts again"),

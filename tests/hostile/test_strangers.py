@@ -199,15 +199,26 @@ def places(trained: Path) -> dict[str, tuple[Path, list[list[str]]]]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("name", "beginning"),
+    [
+        ("planted_in_checkpoints", ("a checkpoint's ",)),
+        ("planted_in_runs", ("a run's ",)),
+        ("planted_in_inputs", ("a recipe", "a corpus", "a prompt")),
+        ("planted_in_imports", ("the ", "an export's ")),
+    ],
+)
 def test_whatever_lies_where_a_file_is_read_is_one_sentence_and_never_executed(
-    trained: Path, tmp_path: Path, attack: Callable[[str], Count]
+    trained: Path, tmp_path: Path, attack: Callable[[str], Count], name: str, beginning: tuple[str, ...]
 ) -> None:
-    count, mark = attack("planted_files"), tmp_path / "executed"
+    count, mark = attack(name), tmp_path / "executed"
     for place, (path, commands) in places(trained).items():
+        if not place.startswith(beginning):
+            continue
         asked, folders = [], []
         for what, content in contents(mark).items():
-            # Whoever names a pipe as a prompt or a text means to write to it.
-            if what == "a pipe" and place in ("a prompt", "the text of an original"):
+            # Whoever names a pipe as a recipe, a prompt or a text means to write to it.
+            if what == "a pipe" and place in ("a recipe", "a prompt", "the text of an original"):
                 continue
             for number, words in enumerate(commands):
                 copy = tmp_path / f"{len(folders)}"

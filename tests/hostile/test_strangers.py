@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import pickle
+import random
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from attacks import Count
 from tiny_run import RECIPE, write_corpus
 
 from shardscope.config import load_recipe
+from shardscope.interop.restricted import read_original
+from shardscope.tensors import read_tensors, write_tensors
 from shardscope.train import train
 
 pytestmark = [
@@ -235,4 +241,180 @@ def test_whatever_lies_where_a_file_is_read_is_one_sentence_and_never_executed(
         for folder in folders:
             shutil.rmtree(folder)
         assert not mark.exists(), f"{place}: something was executed"
+    assert count.lost == []
+
+
+# --------------------------------------------------------------------------------------------------- corpora
+
+
+def zipped(piece: bytes, times: int) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, archive.open("a", "w") as file:
+        for _ in range(times):
+            file.write(piece)
+    return buffer.getvalue()
+
+
+def zst(piece: bytes) -> bytes:
+    import zstandard
+
+    return zstandard.compress(piece, 1)
+
+
+PACKERS: dict[str, Callable[[bytes, int], bytes]] = {
+    ".gz": lambda piece, times: gzip.compress(piece, 1) * times,
+    ".xz": lambda piece, times: lzma.compress(piece, preset=0) * times,
+    ".bz2": lambda piece, times: bz2.compress(piece, 1) * times,
+    ".zst": lambda piece, times: zst(piece) * times,
+    ".zip": zipped,
+}
+
+
+def test_archives_of_gigabytes(tmp_path: Path, attack: Callable[[str], Count]) -> None:
+    pieces = {
+        "NULs": b"\0",
+        "line ends": b"\n",
+        "brackets": b"[",
+        "tables": b'{"a":',
+        "one line": b"x",
+        "one text": b"x",
+    }
+    asked = []
+    for suffix, pack in PACKERS.items():
+        for what, piece in pieces.items():
+            for kind in (".jsonl", ".json", ".txt"):
+                path = tmp_path / f"{what.replace(' ', '-')}{kind}{suffix}"
+                path.write_bytes(pack((piece * (16 * MB))[: 16 * MB], 128))
+                asked.append((f"{what} in {kind}{suffix}", ["documents", str(path)]))
+    count = attack("bombs")
+    attempts(count, tmp_path, asked, must_refuse=True)
+    assert count.lost == []
+
+
+def test_parquet_files_that_lie(tmp_path: Path, attack: Callable[[str], Count]) -> None:
+    """Bits of the metadata and of the pages' headers, whole varints of them, and row groups that claim to be others."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rng, asked = random.Random(0), []
+    table = pyarrow.table({"text": [f"row {n} " * 20 for n in range(400)], "n": list(range(400))})
+    for compression in ("none", "snappy", "zstd"):
+        whole = tmp_path / f"{compression}.parquet"
+        parquet.write_table(table, whole, compression=compression, row_group_size=100)
+        content = whole.read_bytes()
+        footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+        for number in range(100):
+            forged = bytearray(content)
+            for _ in range(rng.choice((1, 1, 3))):
+                place = rng.randrange(footer, len(content)) if number % 4 else rng.randrange(len(content))
+                match rng.randrange(3):
+                    case 0:
+                        forged[place] ^= 1 << rng.randrange(8)
+                    case 1:  # a number of up to 2^63, as Thrift writes it
+                        forged[place : place + 9] = b"\xfe" + b"\xff" * 7 + b"\x7f"
+                    case 2:
+                        forged[place] = rng.choice((0, 1, 0x7F, 0xFF))
+            path = tmp_path / f"{compression}-{number}.parquet"
+            path.write_bytes(bytes(forged))
+            asked.append((path.name, ["documents", str(path)]))
+    count = attack("forged_parquet")
+    attempts(count, tmp_path, asked)
+    assert count.lost == []
+
+
+# ------------------------------------------------------------------------------------------ tensors and pickles
+
+
+def test_headers_that_promise_what_the_file_has_not(tmp_path: Path, attack: Callable[[str], Count]) -> None:
+    count, rng, path = attack("hostile_headers"), random.Random(0), tmp_path / "a.safetensors"
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(5, dtype=torch.int64)}
+    content = write_tensors(path, tensors).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    data = content[8 + length :]
+    odd = [
+        0,
+        -1,
+        1,
+        2**31,
+        2**48,
+        2**63,
+        2**64,
+        1e300,
+        2.5,
+        None,
+        True,
+        "8",
+        [],
+        {},
+        [2**40, 2**40],
+        "F64",
+        "I4",
+        "BOOL",
+    ]
+    for number in range(500):
+        values = json.loads(content[8 : 8 + length])
+        for _ in range(rng.choice((1, 2))):
+            entry = values[rng.choice("ab")]
+            key = rng.choice(list(entry))
+            if isinstance(entry[key], list) and rng.random() < 0.7:
+                entry[key] = [rng.choice(odd) if rng.random() < 0.5 else n for n in entry[key]]
+            else:
+                entry[key] = rng.choice(odd)
+        text = json.dumps(values).encode()
+        path.write_bytes(header(text, data[: rng.choice((len(data), len(data), 8))]))
+        with count.attempt(f"{number}: {text!r}"):
+            for name, tensor in read_tensors(path).items():
+                # The same bytes under another shape are what the header says, no more of them.
+                assert tensor.numel() * tensor.itemsize <= len(data), name
+    assert count.lost == []
+
+
+CALLS = """
+    os:system posix:system os:popen subprocess:Popen subprocess:check_output builtins:eval builtins:exec
+    builtins:open builtins:getattr builtins:__import__ builtins:compile __builtin__:eval importlib:import_module
+    runpy:run_path pickle:loads _pickle:loads marshal:loads types:FunctionType types:CodeType functools:partial
+    functools:reduce operator:attrgetter operator:methodcaller shutil:rmtree pathlib:Path pathlib:PosixPath.unlink
+    socket:create_connection torch:load torch.hub:load torch.jit:load torch.serialization:load numpy:load
+    numpy.core.multiarray:_reconstruct torch.storage:_load_from_bytes torch._utils:_rebuild_wrapper
+    collections:OrderedDict.__class__ torch._utils:_rebuild_tensor_v2.__globals__ code:interact pty:spawn
+    webbrowser:open ctypes:CDLL signal:raise_signal sys:exit copyreg:_reconstructor copy_reg:__newobj__
+    shardscope.files:write_text logging.config:dictConfig
+"""
+
+
+def calling(module: str, name: str, argument: str, how: int) -> bytes:
+    """A pickle that calls module.name(argument), by one of the instructions that call."""
+    text = b"X" + len(argument).to_bytes(4, "little") + argument.encode()
+    named = b"".join(b"\x8c" + bytes([len(word)]) + word.encode() for word in (module, name)) + b"\x93"
+    found = f"c{module}\n{name}\n".encode()
+    return [
+        b"\x80\x02" + found + text + b"\x85R.",
+        b"\x80\x04" + named + text + b"\x85R.",
+        b"\x80\x02" + found + text + b"\x85\x81.",
+        b"\x80\x04" + named + text + b"\x85}\x92.",
+        b"(" + text + f"i{module}\n{name}\n.".encode(),
+        b"(" + found + text + b"o.",
+        b"\x80\x02}X\x03\x00\x00\x00cfg" + found + text + b"\x85Rs.",
+        b"\x80\x02" + found + b"}" + text + b"Nsb.",
+    ][how]
+
+
+def test_pickles_that_would_run_code(tmp_path: Path, attack: Callable[[str], Count]) -> None:
+    count, mark, path = attack("hostile_pickles"), tmp_path / "executed", tmp_path / "model.pt"
+    for module, _, name in (word.partition(":") for word in CALLS.split()):
+        for how in range(8):
+            data = calling(module, name, f"touch {mark}", how)
+            for wrapped in (True, False):
+                if wrapped:
+                    with zipfile.ZipFile(path, "w") as archive:
+                        archive.writestr("model/data.pkl", data)
+                        archive.writestr("model/version", b"3\n")
+                else:
+                    path.write_bytes(data)
+                refused = count.refused
+                with count.attempt(f"{module}.{name}, {how}, {'archive' if wrapped else 'bare'}"):
+                    read_original(path)
+                    raise AssertionError("it was read")
+                assert count.refused == refused + 1 or count.lost
+    assert not mark.exists()
     assert count.lost == []

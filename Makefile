@@ -12,6 +12,7 @@ PORT ?= 8501
 TORCH_INDEX ?=
 TRITON ?= 3.6.0
 TORCH ?= 2.13.0
+ATHERIS ?= 3.0.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # Every package by its hash, except PyTorch: its build differs by machine, so only its version is pinned.
@@ -21,7 +22,11 @@ HASHED := $(PIP) --require-hashes --no-deps --requirement
 CPUS ?= $(foreach cpu,default avx2 native,$(foreach threads,1 2 4,$(cpu)/$(threads)))
 CPU_TESTS ?= tests
 
-.PHONY: demo reproduce test test-cpus hostile audit test-lowest check eval browser clean help
+# For hostile and fuzz: where the figures are written, and how long to fuzz.
+FIGURES ?= runs/reliability.json
+SECONDS ?= 600
+
+.PHONY: demo reproduce test test-cpus hostile fuzz audit test-lowest check eval browser clean help
 
 help:
 	@echo "make demo     train a small model here, score it, open it in the explorer (SERVE=0: stop before serving)"
@@ -29,7 +34,8 @@ help:
 	@echo "make test-cpus  run them as on CPUs with fewer instructions, with 1, 2 and 4 threads (hours; CPU_TESTS=tests/model: less)"
 	@echo "make reproduce  the reference run on a GPU, from text to report; REPRODUCE_FLAGS='--price-per-hour 2.50'"
 	@echo "make eval     score the built-in model offline on a small sample, earlier runs beside it"
-	@echo "make hostile  kill, starve and fill up runs in every way there is (up to an hour)"
+	@echo "make hostile  kill runs, rot files, plant strangers' files, twenty browsers at once (up to an hour)"
+	@echo "make fuzz     coverage-guided fuzzing of whatever reads strangers' text (SECONDS=28800: a night)"
 	@echo "make audit    known vulnerabilities of the dependencies, and a bill of materials"
 	@echo "make check    format, lint and types"
 	@echo "make browser  find or install the Chromium that the page tests drive"
@@ -83,8 +89,12 @@ test-cpus: $(VENV)/.dev
 	  OMP_NUM_THREADS=$$threads $(BIN)/python -m pytest --quiet -p no:cacheprovider $(CPU_TESTS) || exit 1; \
 	done
 
-hostile: $(VENV)/.dev
-	$(BIN)/python -m pytest -m hostile tests/hostile
+hostile: $(VENV)/.dev browser
+	SHARDSCOPE_FIGURES=$(FIGURES) $(BIN)/python -m pytest -m hostile tests/hostile
+
+fuzz: $(VENV)/.dev
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP) atheris==$(ATHERIS)
+	SHARDSCOPE_FIGURES=$(FIGURES) $(BIN)/python tests/hostile/fuzz.py --seconds $(SECONDS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -92,12 +102,13 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 # Known vulnerabilities of what is installed, and a bill of materials. The tools stay apart from what they look at.
+# --strict: a package that the database could not be asked about is no package without vulnerabilities.
 audit: $(VENV)/.dev
 	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
 	  $(VENV)/audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit cyclonedx-bom; }
 	$(VENV)/audit/bin/python -m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible --of JSON \
 	  --outfile sbom.json $(BIN)/python
-	$(VENV)/audit/bin/pip-audit --disable-pip --require-hashes --requirement requirements/test.txt
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements/test.txt
 
 # The lowest versions that pyproject.toml allows of what the library itself imports; TORCH=2.11.0 for PyTorch's.
 test-lowest: $(VENV)/.dev

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
+
+from scripts.dependencies import licence
 
 ROOT = Path(__file__).parents[1]
 TORCH = {
@@ -68,3 +71,25 @@ def test_the_page_of_dependencies_names_each_with_its_licence() -> None:
     # A copyleft that would reach what imports it is none of them.
     strict = [name for name, (_, terms) in rows.items() if re.search(r"\b(AGPL|GPL|GNU General)", terms)]
     assert strict == []
+
+
+def test_the_licences_are_those_that_the_installed_packages_state() -> None:
+    page = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| (\S+) \| (\S+) \| (.+?) \|", page)
+    looked_at = 0
+    for name, stated, terms in rows:
+        try:
+            about = metadata(name)
+        except PackageNotFoundError:  # of another platform
+            continue
+        if about["Version"] == stated:
+            looked_at += 1
+            assert licence(about) == terms, f"{name}: run `python scripts/dependencies.py`"
+    assert looked_at > 30
+
+
+def test_an_audit_that_could_not_ask_is_no_clean_one() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (audit,) = re.findall(r"pip-audit (--.*)", makefile)
+    assert {"--strict", "--require-hashes"} <= set(audit.split())
+    assert (ROOT / audit.split()[-1]).is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,3 +59,13 @@ def test_only_this_machine_can_open_it(port: int) -> None:
         pytest.skip("this system does not list its sockets")
     this_machine = re.compile(r"0100007F:|0{24}01000000:")
     assert [where for where in listening if not this_machine.match(where)] == []
+
+
+def test_its_settings_send_nothing_and_let_no_other_site_in() -> None:
+    """Read from beside the page however it is started, so `make demo` and `shardscope explore` need no flags."""
+    settings = tomllib.loads((server.ROOT / "apps" / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
+    assert settings["browser"]["gatherUsageStats"] is False
+    assert settings["server"]["address"] == "localhost"
+    assert settings["server"]["enableXsrfProtection"] is settings["server"]["enableCORS"] is True
+    commands = (server.ROOT / "Makefile").read_text() + (server.ROOT / "shardscope/cli/explore_command.py").read_text()
+    assert not re.search(r"(?i)usagestats\W+true|server\.address|(xsrf\w*|cors)\W+false", commands)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,7 +104,7 @@ def record(file: Path, counts: dict[str, Count], seconds: float) -> None:
         figures[name] = {
             "attacked": what, "by": how, "tried": count.tried, "unharmed": count.unharmed, "refused": count.refused,
             "lost": count.lost, **count.measured, "seconds": round(seconds), "date": time.strftime("%Y-%m-%d"),
-            "commit": _commit(), "python": platform.python_version(), "torch": torch.__version__,
+            "python": platform.python_version(), "torch": torch.__version__,
         }  # fmt: skip
     write_json(file, {name: figures[name] for name in ATTACKS if name in figures})
 
@@ -113,11 +112,10 @@ def record(file: Path, counts: dict[str, Count], seconds: float) -> None:
 def table(figures: dict[str, dict[str, Any]]) -> str:
     """The table of the page, in Markdown."""
     lines = ["| attacked | by | tried | unharmed | refused | lost |", "|---|---|--:|--:|--:|--:|"]
-    for name in ATTACKS:
-        if name in figures:
-            one = figures[name]
-            numbers = [one["tried"], one["unharmed"], one["refused"], len(one["lost"])]
-            lines.append(f"| {one['attacked']} | {one['by']} | {' | '.join(f'{n:,}' for n in numbers)} |")
+    for name, (what, how) in ATTACKS.items():
+        one = figures.get(name)
+        numbers = [one["tried"], one["unharmed"], one["refused"], len(one["lost"])] if one else []
+        lines.append(f"| {what} | {how} | {' | '.join(f'{n:,}' for n in numbers) or 'not run yet | | | '} |")
     total = [sum(one[key] for one in figures.values()) for key in ("tried", "unharmed", "refused")]
     lost = sum(len(one["lost"]) for one in figures.values())
     lines.append(f"| **all** | | {' | '.join(f'**{n:,}**' for n in (*total, lost))} |")
@@ -129,13 +127,6 @@ def page_with(text: str, figures: dict[str, dict[str, Any]]) -> str:
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}{table(figures)}{END}{after}"
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

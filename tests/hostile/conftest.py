@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from attacks import ATTACKS, Count, record
+
+# The explorer's server, its browser and a small run are shared with the tests of its pages.
+sys.path.append(str(Path(__file__).parents[1] / "apps"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -218,15 +218,18 @@ def test_whatever_lies_where_a_file_is_read_is_one_sentence_and_never_executed(
     trained: Path, tmp_path: Path, attack: Callable[[str], Count], name: str, beginning: tuple[str, ...]
 ) -> None:
     count, mark = attack(name), tmp_path / "executed"
-    for place, (path, commands) in places(trained).items():
+    for turn, (place, (path, commands)) in enumerate(places(trained).items()):
         if not place.startswith(beginning):
             continue
         asked, folders = [], []
-        for what, content in contents(mark).items():
+        for which, (what, content) in enumerate(contents(mark).items()):
             # Whoever names a pipe as a recipe, a prompt or a text means to write to it.
             if what == "a pipe" and place in ("a recipe", "a prompt", "the text of an original"):
                 continue
             for number, words in enumerate(commands):
+                # Each command reads a third of them, and its neighbours the others: all of them take an hour alone.
+                if (which + number + turn) % 3:
+                    continue
                 copy = tmp_path / f"{len(folders)}"
                 folders.append(copy)
                 shutil.copytree(trained, copy, symlinks=True)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from shardscope.config import ConfigError
-from shardscope.generation.forward import is_watched
 from shardscope.model import Shard
 
 ORIGIN = "shardscope: where the answers come from"  # no key of the harness: those are SHA-256 digests
@@ -39,7 +38,7 @@ def check_origin(answers: MutableMapping[str, Any], file: str, model: Shard, set
     Raises CacheError when they differ, when the file does not say, or while hooks change what the model computes.
     """
     other = "name another file in use_cache, or make a new ShardLM without it"
-    if is_watched(model):
+    if model.watched:
         raise CacheError(
             f"{file}: hooks are attached to the model, and a cache cannot tell what they change; "
             "evaluate a new ShardLM without use_cache"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from einops import rearrange
@@ -35,16 +36,35 @@ class Span:
     """The new positions of one call, for all layers of one size: where they are kept and what they see."""
 
     window: int | None
+    size: int  # slots of the cache
     query: Int[Tensor, "batch query"]  # positions of the queries
-    key: Int[Tensor, "batch key"]  # positions of the keys that `extend` returns, below 0: none
-    visible: Bool[Tensor, "batch 1 query key"] | None  # None: every query sees every key
     batch_rows: Int[Tensor, "batch"] | None  # rows of the cache that take part; None: all
     held: int  # slots read from the cache
-    single: bool  # one new position in each row
+    full: bool  # all of them hold a position, in every row
     attempt: bool = False  # the new positions are kept by `settle`, once it is known how many
     rows: Int[Tensor, "new"]  # where each new position comes from and goes to
-    columns: Int[Tensor, "new"]
+    columns: Int[Tensor, "new"] | None  # None: one new position in each row of the cache
     slots: Int[Tensor, "new"]
+
+    @cached_property
+    def key(self) -> Int[Tensor, "batch key"]:
+        """Positions of the keys that `extend` returns, below 0: none."""
+        first = self.query[:, 0]
+        if self.columns is None:
+            return held_positions(first + 1, self.size, self.held)
+        return torch.cat([held_positions(first, self.size, self.held), self.query], dim=1)
+
+    @cached_property
+    def visible(self) -> Bool[Tensor, "batch 1 query key"] | None:
+        """None: every query sees every key."""
+        if self.columns is None:
+            return None if self.full else rearrange(self.key >= 0, "batch key -> batch 1 1 key")
+        # A row's padding lies after all of its positions, where causality hides it.
+        key, query = self.key[:, None, :], self.query[:, :, None]
+        seen = (key >= 0) & (key <= query)
+        if self.window is not None:
+            seen &= key > query - self.window
+        return rearrange(seen, "batch query key -> batch 1 query key")
 
 
 class LayerCache:
@@ -59,7 +79,7 @@ class LayerCache:
 
     def extend(self, k: QKV, v: QKV, span: Span) -> tuple[Slots, Slots]:
         """Keep the new keys and values; returns all that the new positions may see, in the order of `span.key`."""
-        if span.single:
+        if span.columns is None:
             # The newest position takes the place of the one that just left the window.
             self._write(k, v, span)
             return self.keys[:, :, : span.held], self.values[:, :, : span.held]
@@ -80,6 +100,7 @@ class LayerCache:
         They could not be taken back later: what they would overwrite in a ring, the queries before them still see.
         """
         assert self._attempted is not None
+        assert span.columns is not None
         k, v = self._attempted
         self._attempted = None
         first = slice(count)
@@ -87,8 +108,11 @@ class LayerCache:
 
     def _write(self, k: QKV, v: QKV, span: Span) -> None:
         rows = span.rows if span.batch_rows is None else span.batch_rows[span.rows]
-        self.keys[rows, :, span.slots] = k[span.rows, span.columns]
-        self.values[rows, :, span.slots] = v[span.rows, span.columns]
+        for cached, new in ((self.keys, k), (self.values, v)):
+            if span.columns is None and len(cached) == 1:
+                cached.index_copy_(2, span.slots, new.transpose(1, 2))
+            else:
+                cached[rows, :, span.slots] = new[:, 0] if span.columns is None else new[span.rows, span.columns]
 
 
 class KVCache:
@@ -107,10 +131,30 @@ class KVCache:
         """For every layer the span of `counts[row]` new positions in a call `pos` wide; the rest is padding."""
         chosen = range(len(self.lengths)) if batch_rows is None else batch_rows
         lengths = [self.lengths[row] for row in chosen]
+        query = torch.tensor(lengths, device=self.device)[:, None]
+        single = pos == 1 and batch_rows is None
+        if single:
+            rows, columns = torch.arange(len(lengths), device=self.device), None
+        else:
+            query = query + torch.arange(pos, device=self.device)
+            is_new = torch.arange(pos, device=self.device) < torch.tensor(counts, device=self.device)[:, None]
+            rows, columns = is_new.nonzero(as_tuple=True)
+        new = query[:, 0] if columns is None else query[rows, columns]
         by_kind: dict[tuple[int | None, int], Span] = {}
-        for kind in zip(self.windows, self.sizes, strict=True):
-            if kind not in by_kind:
-                by_kind[kind] = _span(lengths, counts, pos, *kind, batch_rows, self.device)
+        for window, size in zip(self.windows, self.sizes, strict=True):
+            if (window, size) not in by_kind:
+                held = min(max(lengths) + single, size)
+                by_kind[window, size] = Span(
+                    window=window,
+                    size=size,
+                    query=query,
+                    batch_rows=None if batch_rows is None else torch.tensor(batch_rows, device=self.device),
+                    held=held,
+                    full=min(lengths) + single >= held,
+                    rows=rows,
+                    columns=columns,
+                    slots=new % size,
+                )
         return [by_kind[kind] for kind in zip(self.windows, self.sizes, strict=True)]
 
     def advance(self, counts: Sequence[int], batch_rows: Sequence[int] | None = None) -> None:
@@ -135,44 +179,3 @@ def in_order(kept: Slots, key: Int[Tensor, "batch slot"], total: int) -> Float[T
     # Empty slots go to one place past the end, which is cut off.
     place = rearrange(torch.where(key < 0, total, key), "batch slot -> batch 1 slot 1").expand(kept.shape)
     return ordered.scatter_(2, place, kept)[:, :, :total]
-
-
-def _span(
-    lengths: list[int],
-    counts: Sequence[int],
-    pos: int,
-    window: int | None,
-    size: int,
-    batch_rows: Sequence[int] | None,
-    device: torch.device,
-) -> Span:
-    before = torch.tensor(lengths, device=device)
-    query = before[:, None] + torch.arange(pos, device=device)
-    single = pos == 1 and batch_rows is None
-    visible: Tensor | None
-    if single:
-        held = min(max(lengths) + 1, size)
-        key = held_positions(before + 1, size, held)
-        visible = None if min(lengths) + 1 >= held else rearrange(key >= 0, "batch key -> batch 1 1 key")
-    else:
-        held = min(max(lengths), size)
-        key = torch.cat([held_positions(before, size, held), query], dim=1)
-        # A row's padding lies after all of its positions, where causality hides it.
-        seen = (key[:, None, :] >= 0) & (key[:, None, :] <= query[:, :, None])
-        if window is not None:
-            seen &= key[:, None, :] > query[:, :, None] - window
-        visible = rearrange(seen, "batch query key -> batch 1 query key")
-    is_new = torch.arange(pos, device=device) < torch.tensor(counts, device=device)[:, None]
-    rows, columns = is_new.nonzero(as_tuple=True)
-    return Span(
-        window=window,
-        query=query,
-        key=key,
-        visible=visible,
-        batch_rows=None if batch_rows is None else torch.tensor(batch_rows, device=device),
-        held=held,
-        single=single,
-        rows=rows,
-        columns=columns,
-        slots=query[rows, columns] % size,
-    )

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shardscope.config import ConfigError, suggest
-from shardscope.generation.forward import Decoder, Packed, is_watched
+from shardscope.generation.forward import Decoder, Packed
 from shardscope.generation.graphs import STEPS, graph_steps
 from shardscope.generation.lookup import MOST, Guesser
 from shardscope.generation.sampling import Sampler, SamplingConfig, check_finite
@@ -261,7 +261,7 @@ def _guessable(model: Shard, config: SamplingConfig, decoder: Decoder) -> bool:
     on a device for which such a step is cheap.
     """
     exact = model.device.type == "cpu" and model.embed.W_E.dtype == torch.float32
-    return config.lookup and exact and len(decoder.cache.lengths) == 1 and not is_watched(model)
+    return config.lookup and exact and len(decoder.cache.lengths) == 1 and not model.watched
 
 
 def _by_guesses(decoder: Decoder, sequence: _Sequence, logits: Float[Tensor, "vocab"]) -> Iterator[TokenEvent]:
@@ -289,7 +289,7 @@ def _by_guesses(decoder: Decoder, sequence: _Sequence, logits: Float[Tensor, "vo
 
 def _graphable(model: Shard, config: SamplingConfig) -> bool:
     """Whether steps may run as a CUDA graph: nobody watches, and enough of them to pay for the capture."""
-    return model.device.type == "cuda" and config.max_new_tokens > STEPS and not is_watched(model)
+    return model.device.type == "cuda" and config.max_new_tokens > STEPS and not model.watched
 
 
 def _in_graphs(

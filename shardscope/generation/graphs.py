@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from shardscope.generation.cache import LayerCache
-from shardscope.generation.forward import Decoder, Packed, PackedBlock, rotary_angles, rotate
+from shardscope.generation.forward import Decoder, Packed
 from shardscope.generation.fused import FusedStep
 from shardscope.generation.sampling import Sampler
+from shardscope.model.attention import QKV
 from shardscope.model.kernels import decode
 from shardscope.model.kernels.capture import captured
+from shardscope.model.shard import Attend, Attention
 
 STEPS = 16
 
@@ -124,16 +126,9 @@ class PlainStep:
         self.state = (self.token, self.length, self.at, *([] if sampler.seen is None else [sampler.seen]))
 
     def __call__(self) -> None:
-        packed = self.packed
-        x = F.embedding(self.token, packed.embedding)
-        angles = rotary_angles(packed.rotary, self.length[:, None])
-        visible = {size: (slot <= self.length[:, None])[:, None, None] for size, slot in self.slots.items()}
-        slot = {size: self.length % size for size in self.slots}
-        for block, layer in zip(packed.blocks, self.layers, strict=True):
-            size = layer.keys.shape[2]
-            x = self._block(block, x, layer.keys, layer.values, slot[size], visible[size], angles)
-        hidden = F.rms_norm(x, x.shape[-1:], packed.final_norm, packed.config.norm_eps)
-        logits = packed.logits(hidden[:, None])[:, 0]
+        attends = [self._attend(layer) for layer in self.layers]
+        hidden = self.packed.hidden(self.token[:, None], self.length[:, None], attends)
+        logits = self.packed.logits(hidden)[:, 0]
         token = self.sampler.choose(logits, self.uniforms.index_select(0, self.at)[0])
         self.tokens.index_copy_(0, self.at, token[None])
         logprob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(dim=-1)
@@ -142,25 +137,15 @@ class PlainStep:
         self.length += 1
         self.at.add_(1).remainder_(len(self.tokens))
 
-    def _block(
-        self,
-        block: PackedBlock,
-        x: Float[Tensor, "batch d_model"],
-        keys: Float[Tensor, "batch head slot d_head"],
-        values: Float[Tensor, "batch head slot d_head"],
-        slot: Int[Tensor, "batch"],
-        visible: Tensor,
-        angles: tuple[Tensor, Tensor],
-    ) -> Float[Tensor, "batch d_model"]:
-        heads = block.heads
-        qkv = F.rms_norm(x, x.shape[-1:], block.ln1, block.eps) @ block.W_QKV
-        qkv = qkv.view(x.shape[0], 1, 3 * heads, -1)
-        qk = rotate(block.normalised(qkv[:, :, : 2 * heads]), *angles)
-        keys[self.rows, :, slot] = qk[:, 0, heads:]
-        values[self.rows, :, slot] = qkv[:, 0, 2 * heads :]
-        q = qk[:, :, :heads].transpose(1, 2)
-        z = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible)
-        x = torch.addmm(x, z.transpose(1, 2).reshape(x.shape[0], -1), block.W_O)
-        normalized = F.rms_norm(x, x.shape[-1:], block.ln2, block.eps)
-        gated = F.silu(normalized @ block.W_gate) * (normalized @ block.W_in)
-        return torch.addmm(x, gated, block.W_out)
+    def _attend(self, layer: LayerCache) -> Attend:
+        """Attention over a layer's cache in which nothing depends on the host: each row writes to its own slot."""
+        size = layer.keys.shape[2]
+        slot, visible = self.length % size, (self.slots[size] <= self.length[:, None])[:, None, None]
+
+        def attend(attn: Attention, q: QKV, k: QKV, v: QKV) -> QKV:
+            layer.keys[self.rows, :, slot] = k[:, 0]
+            layer.values[self.rows, :, slot] = v[:, 0]
+            z = F.scaled_dot_product_attention(q.transpose(1, 2), layer.keys, layer.values, attn_mask=visible)
+            return z.transpose(1, 2)
+
+        return attend

@@ -9,7 +9,7 @@ from typing import NamedTuple, overload
 import numpy as np
 import torch
 
-from shardscope.generation.forward import Packed, is_watched
+from shardscope.generation.forward import Packed
 from shardscope.generation.sampling import check_finite
 from shardscope.generation.tree import Tree, in_tiles, tree_hidden
 from shardscope.model import Prompt, PromptError, Prompts, Shard
@@ -62,7 +62,7 @@ def score_groups(
     text passes through the model by itself, so that they see what they see in an uncached call.
     """
     pairs = [(tuple(context), tuple(continuation)) for context, own in groups for continuation in own]
-    found = _watched_scores(model, pairs) if is_watched(model) else _tree_scores(packed or Packed(model), model, pairs)
+    found = _watched_scores(model, pairs) if model.watched else _tree_scores(packed or Packed(model), model, pairs)
     check_finite([score.logprob for score in found])
     scores = iter(found)
     return [[next(scores) for _ in continuations] for _, continuations in groups]

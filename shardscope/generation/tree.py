@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from shardscope.generation.forward import Packed, rotary_angles
+from shardscope.generation.forward import Packed
 from shardscope.threads import use_free_cores
 
 BLOCK = 32
@@ -68,19 +68,20 @@ class Tree:
 def tree_hidden(packed: Packed, tree: Tree, device: torch.device) -> Float[Tensor, "node d_model"]:
     """The normalised residual stream after every node. Rows behind the last node are padding."""
     tokens, positions = (in_tiles(torch.from_numpy(of_nodes).to(device)) for of_nodes in (tree.tokens, tree.positions))
-    cos, sin = rotary_angles(packed.rotary, positions)
+    model = packed.model
+    angles = list(zip(*(of_tiles.split(1) for of_tiles in packed.rotary.angles(positions)), strict=True))
     blocks = _query_blocks(tree, device)
-    x = F.embedding(tokens, packed.embedding)
-    for layer, window in zip(packed.blocks, packed.config.windows, strict=True):
+    x = model.embed(tokens)
+    for layer, W_QKV in zip(model.blocks, packed.W_QKV, strict=True):
         use_free_cores(device)
-        qkv = [layer.project(*tile) for tile in zip(x.split(1), cos.split(1), sin.split(1), strict=True)]
+        qkv = [layer.attn.project(layer.ln1(tile), at, W_QKV) for tile, at in zip(x.split(1), angles, strict=True)]
         q, k, v = (torch.cat(tiles).flatten(0, 1) for tiles in zip(*qkv, strict=True))
         z = torch.zeros_like(q)
         for block in blocks:
-            block.attend(q, k, v, window, z)
+            block.attend(q, k, v, layer.attn.window, z)
         tiles_of_z = z.view(*x.shape[:2], *z.shape[1:]).split(1)
         x = torch.cat([layer.output(*tile) for tile in zip(x.split(1), tiles_of_z, strict=True)])
-    return torch.cat([packed.normalised(tile) for tile in x.split(1)]).flatten(0, 1)
+    return torch.cat([model.ln_final(tile) for tile in x.split(1)]).flatten(0, 1)
 
 
 def in_tiles(rows: Tensor) -> Tensor:

@@ -14,8 +14,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shardscope.generation.forward import blocks_of
-from shardscope.microscope.forward import through
+from shardscope.microscope.forward import attend_in_bands
 from shardscope.microscope.reading import Ids, MicroscopeError, check_finite_activations
 from shardscope.model import HookPoint, Prompt, Shard
 from shardscope.model.prompts import check_ids, one_prompt
@@ -113,8 +112,8 @@ def residuals(model: Shard, prompt: Prompt, positions: Sequence[int] | None = No
     names = ["hook_embed", *(f"blocks.{layer}.hook_resid_post" for layer in range(model.config.n_layers))]
     with model.hooks(fwd_hooks=[(name, keep) for name in names]):
         x = model.hook_embed(model.embed(ids[None]))
-        for block in blocks_of(model):
-            x = through(block, x)
+        for block in model.blocks:
+            x = block(x, attend=attend_in_bands)
     check_finite_activations(*kept[-1:])
     return Residuals(model, ids, tuple(places), torch.stack(kept))
 
@@ -161,7 +160,7 @@ def attribution(
     if against is not None:
         direction = direction - model.embed.W_E[against].float()
     readout = direction * model.ln_final.w.float() / held["ln_final.hook_scale"]
-    W_O = torch.stack([block.attn.W_O for block in blocks_of(model)]).float()
+    W_O = torch.stack([block.attn.W_O for block in model.blocks]).float()
     z = torch.stack([held[f"blocks.{layer}.attn.hook_z"] for layer in range(config.n_layers)])
     mlps = torch.stack([held[f"blocks.{layer}.hook_mlp_out"] for layer in range(config.n_layers)])
     written = einsum(W_O, readout, "layer head d_head d_model, d_model -> layer head d_head")

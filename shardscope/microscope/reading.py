@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shardscope.config import ConfigError, LayerKind, ShardConfig
-from shardscope.generation.forward import blocks_of
-from shardscope.microscope.forward import through
+from shardscope.microscope.forward import attend_in_bands
 from shardscope.model import HookPoint, Prompt, Shard
 from shardscope.model.prompts import one_prompt
 from shardscope.threads import use_free_cores
@@ -345,13 +344,13 @@ def read_layers(model: Shard, prompt: Prompt) -> Iterator[LayerReading]:
     with torch.no_grad():
         x = model.hook_embed(model.embed(ids[None]))
     last = model.config.n_layers - 1
-    for layer, (block, window) in enumerate(zip(blocks_of(model), model.config.windows, strict=True)):
+    for layer, (block, window) in enumerate(zip(model.blocks, model.config.windows, strict=True)):
         held.clear()
         use_free_cores(model.device)
         names = [f"blocks.{layer}.attn.hook_rot_{part}" for part in "qk"]
         with torch.no_grad(), model.hooks(fwd_hooks=[(name, keep) for name in names]):
             if layer < last:
-                x = through(block, x)
+                x = block(x, attend=attend_in_bands)
             else:  # of which only queries and keys are looked at
                 block.attn.project(block.ln1(block.hook_resid_pre(x)))
         q, k = held

@@ -39,7 +39,9 @@ class HookPoint(nn.Module):
     def watched(self) -> bool:
         return bool(self.fwd_hooks or self.bwd_hooks)
 
-    def forward(self, activation: Tensor) -> Tensor:
+    def __call__(self, activation: Tensor) -> Tensor:
+        # Not `forward`, because a module's call takes as long as a small product, and decoding a token passes through
+        # more than a dozen points in each block.
         if self.fwd_hooks or self.bwd_hooks:
             return self._run_uncompiled(self, activation)
         return activation
@@ -98,6 +100,12 @@ class HookedModule(nn.Module):
     """A module whose hook points are named and can be attached to by name. Call `name_hooks()` once it is built."""
 
     hook_dict: dict[str, HookPoint]
+    _attached: list[list[HookFunction]]  # the lists of all points, to be looked at together with every token
+
+    @property
+    def watched(self) -> bool:
+        """Whether any hook is attached."""
+        return any(self._attached)
 
     def name_hooks(self) -> None:
         self.hook_dict = {}
@@ -105,6 +113,10 @@ class HookedModule(nn.Module):
             if isinstance(module, HookPoint):
                 module.name = name
                 self.hook_dict[name] = module
+            if not isinstance(module, nn.ModuleList):
+                # Attributes like any other: nn.Module looks for submodules last, which takes as long as a call.
+                module.__dict__.update(module.named_children())
+        self._attached = [hooks for point in self.hook_dict.values() for hooks in (point.fwd_hooks, point.bwd_hooks)]
 
     def add_hook(
         self, name: str | Callable[[str], bool], hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd"

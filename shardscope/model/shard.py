@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from einops import einsum, rearrange
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +21,7 @@ from shardscope.config import InitConfig, ShardConfig
 from shardscope.model.attention import QKV, Starts, attention_scores, fused_attention
 from shardscope.model.hooks import HookedModule, HookPoint
 from shardscope.model.kernels.fp8 import fp8_mlp
+from shardscope.model.kernels.product import product
 from shardscope.model.kernels.swiglu import swiglu
 from shardscope.model.prompts import Prompts, TextInterface, check_length, token_batch
 
@@ -28,10 +29,16 @@ if TYPE_CHECKING:
     from shardscope.tokenizer import Tokenizer
 
 STANDARD_INIT = InitConfig()
+# Positions that pass through an MLP at once where no gradient is wanted: at 8192 of the published model its hidden
+# layer would be larger than all else.
+MLP_POSITIONS = 1024
 
 Tokens = Int[Tensor, "batch pos"]
 Residual = Float[Tensor, "batch pos d_model"]
 Logits = Float[Tensor, "batch pos vocab"]
+# Cosines and signed sines of positions, of each row's own or of all rows'.
+Angles = tuple[Float[Tensor, "*rows pos 1 d_head"], Float[Tensor, "*rows pos 1 d_head"]]
+JoinedQKV = Float[Tensor, "d_model three_head_d_head"]
 Loss = Float[Tensor, ""] | Float[Tensor, "batch next"]
 ReturnType = Literal["logits", "loss", "both"]
 
@@ -47,10 +54,13 @@ class RMSNorm(nn.Module):
         self.hook_normalized = HookPoint()  # [batch pos d_model]
 
     def forward(self, x: Residual) -> Residual:
+        w, watched = self.w, self.hook_scale.watched or self.hook_normalized.watched
+        if not watched and not torch.is_grad_enabled() and x.dtype == w.dtype:
+            return F.rms_norm(x, w.shape, w, self.eps)  # the same in one step
         wide = x.float()
         scale = self.hook_scale((wide.pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt())
         normalized = self.hook_normalized(wide / scale)
-        return (normalized * self.w).to(x.dtype)
+        return (normalized * w).to(x.dtype)
 
 
 class Rotary(nn.Module):
@@ -82,12 +92,18 @@ class Rotary(nn.Module):
         self.reset_parameters()
         return self
 
-    def forward(self, x: QKV, first: int = 0) -> QKV:
-        """Turn each position's channels by its angle; `first` is the position of x[:, 0]."""
-        cos = rearrange(self.cos[first : first + x.shape[1]], "pos half -> pos 1 half")
-        sin = rearrange(self.sin[first : first + x.shape[1]], "pos half -> pos 1 half")
+    def angles(self, positions: slice | Int[Tensor, "batch pos"]) -> Angles:
+        """What `rotate` turns by at these positions; those past the table, which only padding has, get its last."""
+        if isinstance(positions, Tensor):
+            positions = positions.clamp(max=len(self.cos) - 1)
+        cos, sin = self.cos[positions][..., None, :], self.sin[positions][..., None, :]
+        return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+    def rotate(self, x: QKV, angles: Angles) -> QKV:
+        """Turn each position's channels by its angle."""
+        cos, sin = angles
         left, right = x.float().chunk(2, dim=-1)
-        return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
+        return torch.addcmul(x * cos, torch.cat([right, left], dim=-1), sin).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -97,6 +113,7 @@ class Attention(nn.Module):
         super().__init__()
         self.window = window
         self.rotary = rotary
+        self.n_heads, self.d_head = config.n_heads, config.d_head
         self.qk_norm, self.qk_gain, self.eps = config.qk_norm, config.qk_gain, config.norm_eps
         into_heads = (config.n_heads, config.d_model, config.d_head)
         self.W_Q = nn.Parameter(torch.empty(into_heads))
@@ -113,20 +130,29 @@ class Attention(nn.Module):
         self.hook_z = HookPoint()  # [batch pos head d_head]
         self.hook_result = HookPoint()  # [batch pos head d_model], each head's share of the output
 
-    def forward(self, x: Residual, document_start: Starts | None = None) -> Residual:
-        q, k, v = self.project(x)
-        return self.output(self.attend(q, k, v, document_start))
+    def project(
+        self, x: Residual, angles: Angles | None = None, W_QKV: JoinedQKV | None = None
+    ) -> tuple[QKV, QKV, QKV]:
+        """Rotated queries, rotated keys, and values, at `angles` (None: of positions 0, 1, 2 …).
 
-    def project(self, x: Residual, first: int = 0) -> tuple[QKV, QKV, QKV]:
-        """Rotated queries, rotated keys, and values of positions first … first + pos - 1."""
+        `W_QKV` are the weights as `joined` gives them, where they were joined before.
+        """
         # One product for all three: a third of the passes over x, forward and backward.
-        W_QKV = torch.cat([self.W_Q, self.W_K, self.W_V])
-        qkv = einsum(x, W_QKV, "batch pos d_model, head d_model d_head -> batch pos head d_head")
-        # Hooks may change each in place, which autograd forbids for the parts that a plain chunk gives.
-        q, k, v = torch.unsafe_chunk(qkv, 3, dim=2)
-        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
-        q, k = self.normalised(q), self.normalised(k)
-        return self.hook_rot_q(self.rotary(q, first)), self.hook_rot_k(self.rotary(k, first)), v
+        qkv = product(x, self.joined() if W_QKV is None else W_QKV)
+        qkv = qkv.view(*x.shape[:2], 3 * self.n_heads, self.d_head)
+        # Hooks may change each part in place, which autograd forbids for those that a plain split gives.
+        qk, v = torch.unsafe_split_with_sizes(qkv, [2 * self.n_heads, self.n_heads], dim=2)
+        if self.hook_q.watched or self.hook_k.watched:
+            q, k = torch.unsafe_chunk(qk, 2, dim=2)
+            qk = torch.cat([self.hook_q(q), self.hook_k(k)], dim=2)
+        v = self.hook_v(v)
+        angles = self.rotary.angles(slice(x.shape[1])) if angles is None else angles
+        q, k = torch.unsafe_chunk(self.rotary.rotate(self.normalised(qk), angles), 2, dim=2)
+        return self.hook_rot_q(q), self.hook_rot_k(k), v
+
+    def joined(self) -> JoinedQKV:
+        """The weights of queries, keys and values as one matrix, whose columns are (three head d_head)."""
+        return torch.stack([W.transpose(0, 1) for W in (self.W_Q, self.W_K, self.W_V)], dim=1).flatten(1)
 
     def normalised(self, x: QKV) -> QKV:
         """With `qk_norm`, x over its root mean square, times `qk_gain` (Henry et al. 2020, arXiv:2010.04245)."""
@@ -145,7 +171,7 @@ class Attention(nn.Module):
         if self.hook_result.watched:
             result = einsum(z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos head d_model")
             return self.hook_result(result).sum(dim=2)
-        return einsum(z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos d_model")
+        return product(z.flatten(2), self.W_O.flatten(0, 1))
 
 
 class MLP(nn.Module):
@@ -167,17 +193,21 @@ class MLP(nn.Module):
 
     def forward(self, x: Residual) -> Residual:
         apart = self.hook_pre.watched or self.hook_pre_linear.watched
-        if self.fp8 and x.dtype == torch.bfloat16 and not (apart or self.hook_post.watched):
+        watched = apart or self.hook_post.watched
+        if not (watched or torch.is_grad_enabled()) and x.shape[1] > MLP_POSITIONS:
+            return torch.cat([self.forward(piece) for piece in x.split(MLP_POSITIONS, dim=1)], dim=1)
+        if self.fp8 and x.dtype == torch.bfloat16 and not watched:
             return fp8_mlp(x, self.W_gate, self.W_in, self.W_out)
-        W_both = torch.cat([self.W_gate, self.W_in], dim=1)
-        both = einsum(x, W_both, "batch pos d_model, d_model both -> batch pos both")
-        if apart:
-            d_mlp = self.W_gate.shape[1]
-            pre, pre_linear = both[:, :, :d_mlp], both[:, :, d_mlp:]
-            post = F.silu(self.hook_pre(pre)) * self.hook_pre_linear(pre_linear)
+        if apart or not torch.is_grad_enabled():
+            post = F.silu(self.hook_pre(product(x, self.W_gate))) * self.hook_pre_linear(product(x, self.W_in))
         else:
-            post = swiglu(both)
-        return einsum(self.hook_post(post), self.W_out, "batch pos d_mlp, d_mlp d_model -> batch pos d_model")
+            # One product for both, forward and backward; where there is only a forward it is not worth joining them.
+            post = swiglu(product(x, torch.cat([self.W_gate, self.W_in], dim=1)))
+        return product(self.hook_post(post), self.W_out)
+
+
+# How queries meet keys: attend(attn, q, k, v) gives z, all [batch pos head d_head], with q and k rotated.
+Attend = Callable[[Attention, QKV, QKV, QKV], QKV]
 
 
 class Block(nn.Module):
@@ -193,11 +223,30 @@ class Block(nn.Module):
         self.hook_mlp_out = HookPoint()
         self.hook_resid_post = HookPoint()
 
-    def forward(self, x: Residual, document_start: Starts | None = None) -> Residual:
+    def forward(
+        self,
+        x: Residual,
+        document_start: Starts | None = None,
+        *,
+        attend: Attend | None = None,
+        angles: Angles | None = None,
+        W_QKV: JoinedQKV | None = None,
+    ) -> Residual:
+        """The residual stream after the block.
+
+        Training, decoding with a cache and reading long prompts differ in how queries meet keys: `attend(attn, q, k,
+        v)` is called in place of the block's own attention. `angles` and `W_QKV`: see `Attention.project`.
+        """
         x = self.hook_resid_pre(x)
-        x = self.hook_resid_mid(x + self.hook_attn_out(self.attn(self.ln1(x), document_start)))
-        x = self.hook_resid_post(x + self.hook_mlp_out(self.mlp(self.ln2(x))))
-        return x
+        q, k, v = self.attn.project(self.ln1(x), angles, W_QKV)
+        return self.output(
+            x, self.attn.attend(q, k, v, document_start) if attend is None else attend(self.attn, q, k, v)
+        )
+
+    def output(self, x: Residual, z: QKV) -> Residual:
+        """The residual stream after the block, where attention found `z`."""
+        x = self.hook_resid_mid(x + self.hook_attn_out(self.attn.output(z)))
+        return self.hook_resid_post(x + self.hook_mlp_out(self.mlp(self.ln2(x))))
 
 
 class Embed(nn.Module):
@@ -348,6 +397,35 @@ class Shard(HookedModule, TextInterface):
     @property
     def W_U(self) -> Float[Tensor, "d_model vocab"]:
         return self.embed.W_E.T
+
+    @property
+    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """The layers' weights in one tensor, as are the others below."""
+        return torch.stack([block.attn.W_Q for block in self.blocks])
+
+    @property
+    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
+        return torch.stack([block.attn.W_K for block in self.blocks])
+
+    @property
+    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
+        return torch.stack([block.attn.W_V for block in self.blocks])
+
+    @property
+    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
+        return torch.stack([block.attn.W_O for block in self.blocks])
+
+    @property
+    def W_gate(self) -> Float[Tensor, "layer d_model d_mlp"]:
+        return torch.stack([block.mlp.W_gate for block in self.blocks])
+
+    @property
+    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
+        return torch.stack([block.mlp.W_in for block in self.blocks])
+
+    @property
+    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
+        return torch.stack([block.mlp.W_out for block in self.blocks])
 
     def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Float[Tensor, "*tokens d_model"]:
         """What the normalised stream is multiplied with to give the logit of each token, before the cap.

@@ -61,7 +61,7 @@ def test_a_kept_residual_stream_is_read_out_without_another_pass(
 ) -> None:
     kept, some = residuals(tiny_model, IDS), residuals(tiny_model, IDS, [7, -1])
     expected = logit_lens(tiny_model, IDS, positions=[7, 30, 49], top=3)
-    monkeypatch.setattr(room, "through", None)
+    monkeypatch.setattr(room, "attend_in_bands", None)
     lens = kept.lens([7, 30, -1], top=3)
     np.testing.assert_array_equal(lens.tokens, expected.tokens)
     np.testing.assert_allclose(lens.probabilities, expected.probabilities, rtol=1e-5)

@@ -14,7 +14,7 @@ from shardscope import Shard, ShardConfig
 from shardscope.interop import to_transformer_lens
 from shardscope.microscope import LayerReading, MicroscopeError, Reading, ablated, forward, read, read_layers
 from shardscope.microscope.reading import BLOCK_ROWS, MAX_TILE, cell_sizes
-from shardscope.model import PromptError
+from shardscope.model import PromptError, shard
 
 IDS = torch.arange(50) * 7 % 300
 LONG = 700
@@ -63,14 +63,16 @@ def test_tiles_equal_what_transformer_lens_caches(trained_model: Shard) -> None:
 
 def test_a_block_in_pieces_is_the_models_own_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than a piece of the band and than a piece of the MLP, and by no multiple of either."""
-    monkeypatch.setattr(forward, "MLP_ROWS", 200)
+    monkeypatch.setattr(shard, "MLP_POSITIONS", 200)
     config = ShardConfig(vocab_size=64, n_ctx=900, d_model=32, n_layers=2, n_heads=2, d_head=16, d_mlp=48, window=300)
     torch.manual_seed(0)
     model = Shard(config).eval()
     for block in model.blocks:
         for pos in (900, 257, 31):
             x = torch.randn(1, pos, 32)
-            torch.testing.assert_close(forward.through(block, x), block(x))
+            whole = block(x)
+            with torch.no_grad():
+                torch.testing.assert_close(block(x, attend=forward.attend_in_bands), whole)
 
 
 def test_a_reading_tells_sliding_layers_from_global_ones(tiny_model: Shard) -> None:

@@ -6,9 +6,14 @@ import pytest
 import torch
 from einops import rearrange
 
-from shardscope import Shard, ShardConfig
+from shardscope import Shard, ShardConfig, score
 from shardscope.config import InitConfig
+from shardscope.generation import Decoder, SamplingConfig
+from shardscope.generation.graphs import graph_steps
+from shardscope.generation.sampling import Sampler
+from shardscope.microscope import residuals
 from shardscope.model.attention import attention_scores, banded_attention, fused_attention, visible_keys
+from shardscope.model.shard import MLP
 
 
 def as_vaultgemma(model: Shard) -> torch.nn.Module:
@@ -178,6 +183,30 @@ def test_banded_attention_has_the_gradients_of_the_explicit_one() -> None:
     explicit = torch.autograd.grad(torch.einsum("bhqk,bkhd->bqhd", pattern, v).pow(2).sum(), (q, k, v))
     for ours, theirs in zip(banded, explicit, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_a_change_of_the_block_is_a_change_of_training_decoding_scoring_and_the_microscope(
+    tiny_model: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is one block: another activation function, put into it, is found by everything that runs the model."""
+    ids = torch.randint(1, 300, (1, 30), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        before = tiny_model(ids)[0, -1]
+        monkeypatch.setattr(MLP, "forward", lambda self, x: (x @ self.W_gate).relu() * (x @ self.W_in) @ self.W_out)
+        expected = tiny_model(ids)[0, -1]
+        stream = residuals(tiny_model, ids, [-1]).x[-1][None]
+        seen = tiny_model.unembed(tiny_model.ln_final(stream))[0, 0]
+    assert (expected - before).abs().max() > 0.1, "the change must matter here"
+    decoder, captured = (Decoder(tiny_model, 1, 40) for _ in range(2))
+    decoder.prefill([ids[0, :-1].tolist()])
+    logits = captured.prefill([ids[0].tolist()])
+    first, sampler = logits.argmax(dim=-1), Sampler(SamplingConfig(), [ids[0].tolist()], [0], logits)
+    for logits in (tiny_model(ids)[0, -1], decoder.step([int(ids[0, -1])])[0], seen):
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    following = torch.cat([ids, first[:, None]], dim=1)
+    [(second,), (logprob,)] = next(graph_steps(captured, first, 1, sampler))
+    for token, context, found in ((7, ids, score(tiny_model, ids, [7])), (second, following, logprob)):
+        assert found == pytest.approx(tiny_model(context)[0, -1].log_softmax(dim=-1)[token].item(), abs=1e-4)
 
 
 def test_a_document_is_read_as_if_it_were_alone(tiny_model: Shard) -> None:

@@ -22,7 +22,6 @@ from shardscope.microscope import (
     PooledMap,
     Reading,
     head_scores,
-    read,
     read_layers,
 )
 from shardscope.model import HookPoint
@@ -127,7 +126,7 @@ def cached_scores(opened: Opened, ids: Ids) -> list[HeadScores]:
         (opened.fingerprint, ids),
         2,
         "Scoring all heads …",
-        lambda report: head_scores(reading, report, MAP_CELLS),
+        lambda report: head_scores(reading, progress=report, max_cells=MAP_CELLS),
     )
 
 
@@ -141,7 +140,7 @@ def cached_scores_of(path: Path, ids: Ids) -> list[HeadScores]:
     """Every head in numbers, of a checkpoint that is not open and need not stay so."""
 
     def work(report: Report) -> list[HeadScores]:
-        return head_scores(read(load(path, device()), torch.tensor(ids)), report)
+        return head_scores(load(path, device()), ids, progress=report)
 
     return cached("scores", (fingerprint(path), ids), 64, f"Scoring the heads of {plain(path.name)} …", work)
 

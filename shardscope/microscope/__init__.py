@@ -6,6 +6,8 @@
     reading.layer(1).tile(3, range(6000, 6100), range(40, 140))  # any rectangle, exact
     find_heads(head_scores(reading), by="induction")  # every head in numbers, the best first
 
+`head_scores(model, "a long text")` reads the prompt itself, as do `logit_lens`, `attribution` and `ablation_effect`.
+
 Everything is rebuilt from queries and keys on demand, a block of queries at a time.
 """
 

@@ -61,7 +61,7 @@ def export(model: Shard, text: str, out: Path, checkpoint: str = "", progress: P
     if not text:
         raise MicroscopeError("the prompt is empty; write at least one character")
     reading = read(model, torch.tensor(model.tokenizer.encode(text, bos=True)), progress=progress)
-    scores = head_scores(reading, progress)
+    scores = head_scores(reading, progress=progress)
     (out / "maps").mkdir(parents=True, exist_ok=True)
     coarse: list[PooledMap] = []
     for score in scores:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -25,7 +26,9 @@ from shardscope.microscope.reading import (
     Reading,
     add_pooled,
     cell_sizes,
+    read,
 )
+from shardscope.model import Prompt, Shard
 
 THUMBNAIL_CELLS = 32
 # What `find_heads` can search by.
@@ -66,13 +69,43 @@ class HeadScores:
     map: PooledMap  # all queries and keys in few squares
 
 
+@overload
 def head_scores(
-    reading: Reading, progress: Progress | None = None, max_cells: int = THUMBNAIL_CELLS
+    source: Shard, prompt: Prompt, *, progress: Progress | None = None, max_cells: int = THUMBNAIL_CELLS
+) -> list[HeadScores]: ...
+@overload
+def head_scores(
+    source: Reading, *, progress: Progress | None = None, max_cells: int = THUMBNAIL_CELLS
+) -> list[HeadScores]: ...
+def head_scores(
+    source: Any,
+    prompt: Any = None,
+    *,
+    progress: Progress | None = None,
+    max_cells: int = THUMBNAIL_CELLS,
 ) -> list[HeadScores]:
-    """Every head of every layer, layer by layer, with its map in at most `max_cells` squares on a side.
+    """Every head of every layer over a prompt, layer by layer: `head_scores(model, prompt)`.
 
-    `progress` is called with the share done and a few words.
+    `head_scores(reading)` is the same for what `read` returned, without another pass. Each head comes with its map in
+    at most `max_cells` squares on a side. `progress` is called with the share done and a few words. Raises PromptError
+    for a prompt that the model cannot read, MicroscopeError where the prompt is missing or there is one too many.
     """
+    if isinstance(source, Shard) and prompt is None:
+        raise MicroscopeError(
+            "head_scores(model) lacks a prompt; use head_scores(model, prompt) or head_scores(reading)"
+        )
+    if isinstance(source, Reading) and prompt is not None:
+        raise MicroscopeError(
+            "a reading has its prompt already; use head_scores(reading) or head_scores(model, prompt)"
+        )
+    if not isinstance(source, Shard | Reading):
+        raise MicroscopeError(
+            f"head_scores takes a model and a prompt, or a reading, not {type(source).__name__}; "
+            "use head_scores(model, prompt) or head_scores(reading)"
+        )
+    if max_cells < 1:
+        raise MicroscopeError(f"max_cells={max_cells} leaves nothing to draw; use at least 1")
+    reading = source if isinstance(source, Reading) else read(source, prompt, progress=progress)
     scores: list[HeadScores] = []
     for layer in reading.layers:
         scores += _layer_scores(layer, reading, max_cells)

@@ -25,6 +25,8 @@ Key = str | tuple[str, int | None] | tuple[str, int | None, str | None]
 SliceInput = None | int | slice | tuple[int | None, ...] | Sequence[int] | Tensor
 Stack = Float[Tensor, "component *batch_and_pos d_model"]
 Labels = list[str]
+Directions = Float[Tensor, "width"] | Float[Tensor, "width output"]
+Parts = Float[Tensor, "component ..."]  # a stack of which only what lies along some directions may be left
 T = TypeVar("T")
 
 _SYNONYMS = {
@@ -114,6 +116,15 @@ class Cache(dict[str, Tensor]):
             self.has_batch_dim = False
         return self
 
+    def apply_slice_to_batch_dim(self, batch_slice: SliceInput) -> Cache:
+        """A new cache of some rows of the batch; an index drops the axis. Raises ValueError where there is none."""
+        if not self.has_batch_dim:
+            raise ValueError("this cache has no batch axis to take rows of; it was dropped by remove_batch_dim")
+        chosen = Cache(self.model, has_batch_dim=not isinstance(batch_slice, int))
+        for name, activation in self.items():
+            chosen[name] = sliced(activation, batch_slice, dim=0)
+        return chosen
+
     # ------------------------------------------------------------------------------------------------ stacks
 
     def stack_activation(
@@ -199,12 +210,91 @@ class Cache(dict[str, Tensor]):
             for head, written in enumerate(self._head_results(at).unbind(dim=-2)):
                 found.append((f"L{at}H{head}", written))
         if incl_remainder:
-            whole = self["resid_post", last - 1] if last else self["hook_embed"]
-            found.append(("remainder", whole - sum(written for _, written in found)))
+            found.append(("remainder", self._stream_before(last) - sum(written for _, written in found)))
         stack = self._stacked(found, pos_slice)
         if apply_ln:
             stack = self.apply_ln_to_stack(stack, last, pos_slice=pos_slice)
         return (stack, [label for label, _ in found]) if return_labels else stack
+
+    def get_neuron_results(
+        self,
+        layer: int,
+        neuron_slice: SliceInput = None,
+        pos_slice: SliceInput = None,
+        project_output_onto: Directions | None = None,
+    ) -> Float[Tensor, "..."]:
+        """What each neuron of a layer's MLP wrote: its activation times its row of `W_out`.
+
+        With `project_output_onto`, [d_model] or [d_model output], only the part along those directions: the last axis
+        is `output`, or is not there, and nothing of d_mlp · d_model numbers a position is made.
+        """
+        written = sliced(self.model.blocks[layer].mlp.W_out, neuron_slice, dim=0)
+        activation = sliced(sliced(self["post", layer], pos_slice, dim=-2), neuron_slice, dim=-1)
+        if project_output_onto is not None:
+            written = written @ project_output_onto
+            if project_output_onto.ndim == 1:
+                return activation * written
+        return activation[..., None] * written
+
+    def stack_neuron_results(
+        self,
+        layer: int | None = -1,
+        pos_slice: SliceInput = None,
+        neuron_slice: SliceInput = None,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        apply_ln: bool = False,
+        project_output_onto: Directions | None = None,
+        mlp_input: bool = False,
+    ) -> Parts | tuple[Parts, Labels]:
+        """What each neuron of the layers before `layer` wrote; `incl_remainder` adds all else, and makes the sum whole.
+
+        With `mlp_input` the whole is what the MLP of `layer` reads. `project_output_onto` as in `get_neuron_results`;
+        without it this is d_mlp · d_model numbers for each layer and position.
+        """
+        last, onto, neurons = self._upto(layer), _columns(project_output_onto), with_axis(neuron_slice)
+        parts = [self.get_neuron_results(at, neurons, pos_slice, onto).movedim(-2, 0) for at in range(last)]
+        numbers = sliced(torch.arange(self.model.config.d_mlp), neurons, dim=0).tolist()
+        labels = [f"L{at}N{number}" for at in range(last) for number in numbers]
+        if incl_remainder:
+            whole = self["resid_mid", last] if mlp_input else self._stream_before(last)
+            whole = _projected(sliced(whole, pos_slice, dim=-2), onto)
+            parts.append((whole - sum(part.sum(dim=0) for part in parts))[None])
+            labels.append("remainder")
+        stack = torch.cat(parts) if parts else _projected(self._stacked([], pos_slice), onto)
+        return self._finished(stack, labels, last, mlp_input, apply_ln, pos_slice, project_output_onto, return_labels)
+
+    def get_full_resid_decomposition(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        expand_neurons: bool = True,
+        apply_ln: bool = False,
+        pos_slice: SliceInput = None,
+        return_labels: bool = False,
+        project_output_onto: Directions | None = None,
+    ) -> Parts | tuple[Parts, Labels]:
+        """Each head, each neuron (or, without `expand_neurons`, each MLP), the embedding, and the biases.
+
+        They add up to the stream before `layer` (-1 or None: to the whole), or with `mlp_input` before its MLP. A Shard
+        has no biases: their row, which TransformerLens has last, is zero. `project_output_onto` as in
+        `get_neuron_results`.
+        """
+        last, onto = self._upto(layer), _columns(project_output_onto)
+        found = [self.stack_head_results(last + mlp_input, True, pos_slice=pos_slice)]
+        if expand_neurons:
+            neurons = self.stack_neuron_results(last, pos_slice, None, True, project_output_onto=onto)
+        else:
+            found.append(
+                self.decompose_resid(last, mode="mlp", pos_slice=pos_slice, incl_embeds=False, return_labels=True)
+            )
+        embed = sliced(self["hook_embed"], pos_slice, dim=-2)[None]
+        found += [(embed, ["embed"]), (torch.zeros_like(embed), ["bias"])]
+        found = [(_projected(stack, onto), labels) for stack, labels in found]
+        if expand_neurons:
+            found.insert(1, neurons)
+        stack, labels = torch.cat([part for part, _ in found]), [label for _, part in found for label in part]
+        return self._finished(stack, labels, last, mlp_input, apply_ln, pos_slice, project_output_onto, return_labels)
 
     def compute_head_results(self) -> None:
         """Put `hook_result` of every layer into the cache, from `hook_z`, where it is not there."""
@@ -280,6 +370,26 @@ class Cache(dict[str, Tensor]):
             raise ValueError(f"layer={layer}: this model has layers 0 to {n_layers - 1}, and {n_layers} for their end")
         return layer
 
+    def _stream_before(self, layer: int) -> Float[Tensor, "*batch_and_pos d_model"]:
+        return self["resid_post", layer - 1] if layer else self["hook_embed"]
+
+    def _finished(
+        self,
+        stack: Parts,
+        labels: Labels,
+        layer: int,
+        mlp_input: bool,
+        apply_ln: bool,
+        pos_slice: SliceInput,
+        project_output_onto: Directions | None,
+        return_labels: bool,
+    ) -> Parts | tuple[Parts, Labels]:
+        # A norm's scale divides what was projected as well as it would divide the whole.
+        stack = self.apply_ln_to_stack(stack, layer, mlp_input, pos_slice) if apply_ln else stack
+        if project_output_onto is not None and project_output_onto.ndim == 1:
+            stack = stack.squeeze(-1)
+        return (stack, labels) if return_labels else stack
+
     def _final_norm(self, stack: Stack) -> Stack:
         return self.model.ln_final(stack.reshape(1, -1, stack.shape[-1])).reshape(stack.shape)
 
@@ -294,6 +404,16 @@ class Cache(dict[str, Tensor]):
             # Of the right shape, so that it can be stacked with others.
             return sliced(self["hook_embed"], pos_slice, dim=-2)[None][:0]
         return torch.stack([sliced(part, pos_slice, dim=-2) for _, part in found])
+
+
+def _columns(directions: Directions | None) -> Float[Tensor, "width output"] | None:
+    return directions[:, None] if directions is not None and directions.ndim == 1 else directions
+
+
+def _projected(
+    parts: Float[Tensor, "*parts width"], onto: Float[Tensor, "width output"] | None
+) -> Float[Tensor, "..."]:
+    return parts if onto is None else parts @ onto
 
 
 def position_axis(name: str) -> int:

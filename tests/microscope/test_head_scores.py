@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,8 @@ from shardscope.microscope import (
 )
 from shardscope.microscope.heads import distance_edges
 from shardscope.microscope.reading import BLOCK_ROWS
+from shardscope.model import PromptError
+from shardscope.tokenizer import Tokenizer
 
 # Twelve characters that are a token each, over and over: what the model was trained to continue.
 COPY_TEXT = "K7QZ2M9XB4WJ" * 3
@@ -39,6 +43,33 @@ def reading_of(n: int, vocab: int) -> Reading:
 def pattern_of(layer: LayerReading, head: int) -> torch.Tensor:
     n = layer.n_tokens
     return torch.tensor(layer.tile(head, range(n), range(n))).double()
+
+
+def test_heads_are_scored_over_a_prompt_of_any_kind_or_a_reading(tiny_model: Shard, tiny_tokenizer: Tokenizer) -> None:
+    tiny_model.tokenizer = tiny_tokenizer
+    text = "a clockmaker who counted"
+    ids = tiny_model.to_tokens(text)
+    expected = head_scores(read(tiny_model, text))
+    for prompt in (text, ids[0].tolist(), tuple(ids[0].tolist()), ids[0], ids, ids.numpy()):
+        for score, same in zip(head_scores(tiny_model, prompt), expected, strict=True):
+            assert all(getattr(score, name) == getattr(same, name) for name in ("layer", "head", *SCORES))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (lambda model, reading: (model,), "lacks a prompt; use head_scores"),
+        (lambda model, reading: (reading, "text"), "a reading has its prompt already"),
+        (lambda model, reading: ("text",), "takes a model and a prompt, or a reading, not str"),
+        (lambda model, reading: (model, torch.zeros(2, 3, dtype=torch.long)), "several prompts, and this looks at one"),
+    ],
+    ids=["no prompt", "two prompts", "no model", "several prompts"],
+)
+def test_what_cannot_be_scored_is_refused_in_one_sentence(tiny_model: Shard, arguments: Any, says: str) -> None:
+    with pytest.raises((MicroscopeError, PromptError), match=says):
+        head_scores(*arguments(tiny_model, reading_of(5, 4)))
+    with pytest.raises(MicroscopeError, match="max_cells=0 leaves nothing to draw"):
+        head_scores(reading_of(5, 4), max_cells=0)
 
 
 @pytest.mark.parametrize(("n", "vocab"), [(700, 40), (700, 1), (300, 300), (61, 5), (2, 1)])
@@ -158,7 +189,7 @@ def test_the_size_of_a_block_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_scoring_reports_its_progress() -> None:
     told: list[float] = []
-    head_scores(reading_of(61, 5), lambda share, words: told.append(share))
+    head_scores(reading_of(61, 5), progress=lambda share, words: told.append(share))
     assert told == [0.5, 1.0]
 
 

@@ -87,6 +87,7 @@ def test_negative_layers_count_from_the_model_s_last_whatever_was_cached(tiny_mo
     assert cache["pattern", -3] is cache["pattern", 1]
 
 
+DIRECTIONS = torch.randn(64, 2, generator=torch.Generator().manual_seed(1))
 METHODS: dict[str, Callable[[Any], Any]] = {
     "accumulated": lambda c: c.accumulated_resid(return_labels=True),
     "accumulated with mid": lambda c: c.accumulated_resid(2, incl_mid=True, return_labels=True),
@@ -102,6 +103,31 @@ METHODS: dict[str, Callable[[Any], Any]] = {
     "heads upto": lambda c: c.stack_head_results(2, pos_slice=[0, 5], return_labels=True),
     "heads and the rest": lambda c: c.stack_head_results(3, incl_remainder=True, apply_ln=True, return_labels=True),
     "no heads": lambda c: c.stack_head_results(0),
+    "neurons": lambda c: c.stack_neuron_results(2, return_labels=True),
+    "neurons and the rest": lambda c: c.stack_neuron_results(
+        2, pos_slice=-1, neuron_slice=(3, 9), incl_remainder=True, apply_ln=True, return_labels=True
+    ),
+    "one neuron of each": lambda c: c.stack_neuron_results(-1, neuron_slice=5, return_labels=True),
+    "no neurons": lambda c: c.stack_neuron_results(0),
+    "neurons before an mlp": lambda c: c.stack_neuron_results(1, incl_remainder=True, mlp_input=True, apply_ln=True),
+    "neurons along a direction": lambda c: c.stack_neuron_results(
+        -1, project_output_onto=DIRECTIONS[:, 0], incl_remainder=True, apply_ln=True
+    ),
+    "neurons of a layer": lambda c: c.get_neuron_results(1, neuron_slice=[2, 7], pos_slice=(1, 5)),
+    "a neuron along directions": lambda c: c.get_neuron_results(1, 4, project_output_onto=DIRECTIONS),
+    "neurons of a layer along one": lambda c: c.get_neuron_results(0, project_output_onto=DIRECTIONS[:, 1]),
+    "everything": lambda c: c.get_full_resid_decomposition(2, return_labels=True),
+    "everything, whole mlps": lambda c: c.get_full_resid_decomposition(
+        expand_neurons=False, apply_ln=True, return_labels=True
+    ),
+    "everything before an mlp": lambda c: c.get_full_resid_decomposition(1, mlp_input=True, apply_ln=True, pos_slice=3),
+    "everything before the first": lambda c: c.get_full_resid_decomposition(0, return_labels=True),
+    "everything along directions": lambda c: c.get_full_resid_decomposition(
+        project_output_onto=DIRECTIONS, apply_ln=True, return_labels=True
+    ),
+    "everything along one": lambda c: c.get_full_resid_decomposition(
+        2, expand_neurons=False, project_output_onto=DIRECTIONS[:, 0], pos_slice=[0, 4]
+    ),
     "one activation": lambda c: c.stack_activation("z"),
     "norms": lambda c: c.stack_activation("scale", 2, "ln2"),
     "normed for a layer": lambda c: c.apply_ln_to_stack(c.decompose_resid(1), 1, mlp_input=True),
@@ -134,7 +160,8 @@ def test_a_method_without_the_batch_axis_gives_the_same(runs: tuple[Shard, Cache
     assert single["z", 0].shape == ours["z", 0].shape[1:]
     found, expected = METHODS[method](single), METHODS[method](ours)
     found, expected = (x[0] if isinstance(x, tuple) else x for x in (found, expected))
-    close(found, expected.squeeze(1), method)
+    stacked = method not in ("neurons of a layer", "a neuron along directions", "neurons of a layer along one")
+    close(found, expected.squeeze(1 if stacked else 0), method)
 
 
 def test_the_parts_add_up_to_the_logit_before_the_cap(runs: tuple[Shard, Cache, Any, Any]) -> None:

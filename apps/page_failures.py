@@ -1,4 +1,6 @@
-"""Failures: prompts continued live; one sample with what is wrong with it and where; the X-ray of one that loops."""
+"""Failures: how often, at every checkpoint; the samples behind a rate, or prompts continued live; one sample with what
+is wrong with it and where; the X-ray of one that loops.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from apps.parts import address, exports
+from apps.parts.atlas import Shown, draw_atlas, pick_sample
 from apps.parts.caching import cached
 from apps.parts.checkpoints import Opened, pick_checkpoint, run_of
 from apps.parts.continuing import Continuation, continue_prompts, sampling_controls
@@ -39,6 +42,48 @@ def page() -> None:
     opened = pick_checkpoint()
     if opened is None:
         return
+    shown = draw_atlas(opened)
+    if shown is not None and st.session_state.cell:
+        draw_picked(shown, opened)
+    else:
+        draw_live(opened)
+    address.publish()
+    draw_probes(opened)
+
+
+def draw_picked(shown: Shown, opened: Opened) -> None:
+    """A sample of the atlas, looked at as one that was written now."""
+    picked = pick_sample(shown, opened)
+    if picked is None:
+        return
+    sample, of = picked.sample, picked.opened or opened
+    prompt = next(prompt for prompt in shown.atlas.settings.prompts if prompt.id == sample.prompt)
+    try:
+        [prompt] = for_model([prompt], of.model)
+    except (ConfigError, ValueError) as error:
+        st.error(sentence(error))
+        return
+    tokenizer = of.model.tokenizer
+    assert tokenizer is not None
+    looping = Looping(
+        of,
+        prompt,
+        Continuation(sample.ids, sample.text, sample.stop_reason),
+        tuple(tokenizer.encode(prompt.text, bos=True)),
+        SamplingConfig(
+            max_new_tokens=shown.atlas.settings.max_new_tokens, temperature=sample.temperature, seed=sample.seed
+        ),
+    )
+    labels = judge(prompt, looping.sample, tokenizer)
+    stay_with(looping)
+    draw_sample(looping, labels)
+    if labels.loop is not None and picked.opened is not None:
+        draw_xray(looping)
+
+
+def draw_live(opened: Opened) -> None:
+    """Prompts of the suite, sampled as somebody chooses."""
+    st.subheader("Sampled now", anchor=False)
     with st.form("sampled", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
         address.one_of("suite", list(SUITES))
         st.selectbox("Prompts", list(SUITES), key="suite", format_func=SUITES.__getitem__, width=170)
@@ -50,8 +95,6 @@ def page() -> None:
         draw_samples(opened, sampling)
     except (PromptError, ConfigError) as error:
         st.error(sentence(error))
-    address.publish()
-    draw_probes(opened)
 
 
 def next_seed() -> None:

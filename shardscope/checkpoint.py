@@ -8,6 +8,7 @@ pickles.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from shardscope.config import ConfigError, ShardConfig, suggest
 from shardscope.device import pick_device
-from shardscope.files import file_inside, read_json, whole_folder, write_json
+from shardscope.files import file_inside, read_json, regular_file, whole_folder, write_json
 from shardscope.manifest import MANIFEST, DamagedError, compared, write_manifest
 from shardscope.model import Shard
 from shardscope.tensors import read_header, read_tensors, why_no_weights, write_tensors
@@ -33,6 +34,7 @@ OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 PARTS = (WEIGHTS, CONFIG, TOKENIZER, OPTIMIZER, STATE)
 BUILT_IN = Path(__file__).parent / "builtin"
 RUNS = Path("runs")
+MOST_STEPS = 2**53  # beyond which a step is no number of a run
 
 
 class CheckpointError(ConfigError):
@@ -155,6 +157,34 @@ def checkpoint_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of all that decides what a checkpoint computes: the files of its weights, config and tokenizer, in hex.
+
+    The same weights mean something else with another window or another vocabulary. Raises ReadError for what is not a
+    file.
+    """
+    digests = []
+    for name in (WEIGHTS, CONFIG, TOKENIZER):
+        if os.path.lexists(folder / name):
+            with regular_file(folder / name).open("rb") as file:
+                digests.append(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}")
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def step_of(folder: Path) -> int | None:
+    """The step of a checkpoint, from its training state, its notes, or its folder's name; None where none says.
+
+    Raises ReadError for a state or notes that cannot be read.
+    """
+    for file in (folder / STATE, folder / CONFIG):
+        if os.path.lexists(file):
+            step = read_json(file).get("step")
+            if isinstance(step, int) and 0 <= step < MOST_STEPS:
+                return step
+    match = re.fullmatch(r"step-(\d+)", folder.name)
+    return int(match[1]) if match else None
+
+
 def read_config(folder: Path) -> ShardConfig:
     """The architecture in config.json. Raises CheckpointError when it is not a Shard's, or not a possible one."""
     values = read_notes(folder)["model"]
@@ -225,7 +255,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     for name, kind in _FACTS.items():
         value: Any = facts.get(name, None if name == "step" else kind())
         fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-        if not fits or (isinstance(value, int | float) and not 0 <= value < 2**53):
+        if not fits or (isinstance(value, int | float) and not 0 <= value < MOST_STEPS):
             raise CheckpointError(f"{path}: {name} is {_shown(value)}, which no run can have")
     named = re.fullmatch(r"step-(\d+)", folder.name)
     if named and int(named[1]) != facts["step"]:

@@ -98,6 +98,11 @@ CHOICES: dict[str, tuple[Any, Callable[[str], Any]]] = {
     "source": ("", str),
     "probe": (-1, int),
     # Failures
+    "atlas": ("", str),
+    "beside": ("", str),
+    "heat": ("all", str),
+    "cell": ("", str),
+    "pick": ("", str),
     "suite": ("card", str),
     "sample": ("card-1", str),
     "cause": (False, "True".__eq__),

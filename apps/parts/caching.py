@@ -57,16 +57,16 @@ def cached(kind: str, key: Hashable, most: int, words: str, work: Callable[[Repo
 
 def _watched(words: str, work: Callable[[Report], Result]) -> Result:
     place = st.empty()
-    with place.status(words, expanded=True):
-        bar = st.progress(0.0)
+    try:
+        with place.status(words, expanded=True):
+            bar = st.progress(0.0)
 
-        def report(share: float, said: str) -> None:
-            bar.progress(min(max(share, 0.0), 1.0), said)
+            def report(share: float, said: str) -> None:
+                bar.progress(min(max(share, 0.0), 1.0), said)
 
-        try:
             return work(report)
-        finally:
-            place.empty()
+    finally:
+        place.empty()  # after the status has ended, which draws it once more
 
 
 class PartialReading:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +12,13 @@ import streamlit as st
 import torch
 
 from apps.parts.text import plain
-from shardscope import Shard, load
+from shardscope import Shard, checkpoint, load
 from shardscope.checkpoint import BUILT_IN, CONFIG, RUNS, STATE, TOKENIZER, WEIGHTS
 from shardscope.config import ConfigError
-from shardscope.files import read_json, regular_file
 from shardscope.visible import visible
 
 DEPTH = 4
 MOST_TRIED = 8  # broken checkpoints that are passed over for one that opens
-MOST_STEPS = 2**53  # beyond which a step is no number of a run
 MAKE_ONE = "train one in a few minutes with `make demo`, or start the explorer with a folder of checkpoints: "
 MAKE_ONE += "`streamlit run apps/explorer.py -- FOLDER`"
 
@@ -145,7 +141,7 @@ def _forget_fingerprint() -> None:
 @st.cache_resource(max_entries=2, show_spinner="Opening the checkpoint …")
 def open_checkpoint(name: str, path: bytes, changed: tuple[int, ...]) -> Opened:
     folder = Path(os.fsdecode(path))  # in bytes, because a name that is not UTF-8 is no key for a cache
-    return Opened(name, folder, fingerprint(folder), _step(folder), load(folder, device()), Lock())
+    return Opened(name, folder, fingerprint(folder), checkpoint.step_of(folder), load(folder, device()), Lock())
 
 
 def device() -> str:
@@ -153,21 +149,13 @@ def device() -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """The first twelve digits of the SHA-256 of all that decides what a checkpoint computes.
-
-    The same weights mean something else with another window or another vocabulary.
-    """
+    """The first twelve digits of the checkpoint's fingerprint."""
     return _digest(os.fsencode(folder), written(folder))
 
 
 @st.cache_data(max_entries=256, show_spinner=False)
 def _digest(folder: bytes, changed: tuple[int, ...]) -> str:
-    digests = []
-    for name in (WEIGHTS, CONFIG, TOKENIZER):
-        if os.path.lexists(file := Path(os.fsdecode(folder)) / name):
-            with regular_file(file).open("rb") as opened:
-                digests.append(f"{name} {hashlib.file_digest(opened, 'sha256').hexdigest()}")
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:12]
+    return checkpoint.fingerprint(Path(os.fsdecode(folder)))[:12]
 
 
 def _holds(folder: Path, wanted: str) -> bool:
@@ -235,14 +223,3 @@ def _age(file: Path) -> int:
 def real(folder: Path) -> Path:
     """The folder without links on the way to it; links that lead in a circle stay, and then hold nothing."""
     return Path(os.path.realpath(folder))
-
-
-def _step(path: Path) -> int | None:
-    """The step of a checkpoint, from its training state, its notes, or its folder's name."""
-    for file in (path / STATE, path / CONFIG):
-        if os.path.lexists(file):
-            step = read_json(file).get("step")
-            if isinstance(step, int) and 0 <= step < MOST_STEPS:
-                return step
-    match = re.fullmatch(r"step-(\d+)", path.name)
-    return int(match[1]) if match else None

@@ -23,30 +23,38 @@ MOST_ROWS = 200  # of a table that is drawn
 
 
 def buttons(
-    name: str, file: str, cell: Callable[[], str], table: Callable[[], pd.DataFrame], picture: bool = True
+    name: str,
+    file: str,
+    cell: Callable[[], str],
+    table: Callable[[], pd.DataFrame],
+    picture: bool = True,
+    png: Callable[[], bytes] | None = None,
 ) -> None:
     """A button that opens a view's notebook cell, and its table to be saved as CSV and, with `picture`, as SVG.
 
-    A view that is a picture has a button of its own to save that. Files are named `file` with the ending.
+    A view that is a picture has a button of its own to save that, or has it drawn by `png`. Files are named `file` with
+    the ending.
     """
-    label = "Copy notebook cell, save CSV" + " or SVG" * picture
+    label = "Copy notebook cell, save CSV" + " or SVG" * picture + " or PNG" * (png is not None)
     popover = st.popover(label, icon=":material/code:", type="tertiary", key=f"take {name}", on_change="rerun")
     if not popover.open:
         return
     rows = table()
     with popover:
         with st.container(horizontal=True):
-            _save(f"{name}.csv", f"{file}.csv", "text/csv", rows.to_csv(index=False))
+            _save(f"{name}.csv", f"{file}.csv", "text/csv", rows.to_csv(index=False).encode())
             if picture:
-                _save(f"{name}.svg", f"{file}.svg", "image/svg+xml", table_svg(rows))
+                _save(f"{name}.svg", f"{file}.svg", "image/svg+xml", table_svg(rows).encode())
+            if png is not None:
+                _save(f"{name}.png", f"{file}.png", "image/png", png())
         st.caption("The same numbers in Python: the sign in the corner copies the cell.")
         st.code(cell(), language="python", height=200)
 
 
-def _save(label: str, file: str, mime: str, text: str) -> None:
+def _save(label: str, file: str, mime: str, data: bytes) -> None:
     st.download_button(
         label,
-        data=text.encode(),
+        data=data,
         file_name=file,
         mime=mime,
         icon=":material/download:",

@@ -8,7 +8,8 @@ from typing import Any
 
 import streamlit as st
 
-from apps.parts.checkpoints import FAILURES, MOST_STEPS
+from apps.parts.checkpoints import FAILURES
+from shardscope.checkpoint import MOST_STEPS
 from shardscope.files import regular_file
 from shardscope.train.metrics import FILE, read_metrics
 from shardscope.visible import visible

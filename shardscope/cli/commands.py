@@ -56,6 +56,14 @@ COMMANDS = (
         ("failures runs/shard-pico-anneal", 'failures --prompt "Solve: 17 * 23 = ?" --seed 3'),
     ),
     Command(
+        "atlas",
+        "How often each failure occurs at every checkpoint of a run, before and after its anneal.",
+        (
+            "atlas runs/shard-pico-pretrain runs/shard-pico-anneal --png atlas.png",
+            "atlas runs/shard-pico-anneal --prompts mine.jsonl --temperatures 0,0.7 --seeds 4 --json atlas.json",
+        ),
+    ),
+    Command(
         "xray",
         "Why a text loops: onset, heads and MLPs, the smallest set that breaks it, and cures.",
         (

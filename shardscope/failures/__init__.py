@@ -1,5 +1,6 @@
-"""What goes wrong in a sample: loops, repetition, breakdown, echoes, wrong answers, drift; and why it loops."""
+"""What goes wrong in samples and how often: loops, repetition, breakdown, echoes, wrong answers; and why they loop."""
 
+from shardscope.failures.atlas import Atlas, AtlasError, AtlasSettings, make_atlas, read_atlas
 from shardscope.failures.calibration import FalseAlarms, false_alarm_rate
 from shardscope.failures.card import CardSample, card_table, describe, sample_card
 from shardscope.failures.labels import ORDER, Failure, Flag, Labels, label
@@ -11,6 +12,9 @@ from shardscope.failures.retrieval import LongContext, long_context
 __all__ = [
     "CARD_PROMPTS",
     "ORDER",
+    "Atlas",
+    "AtlasError",
+    "AtlasSettings",
     "CardSample",
     "Domain",
     "Failure",
@@ -30,6 +34,8 @@ __all__ = [
     "label",
     "load_suite",
     "long_context",
+    "make_atlas",
+    "read_atlas",
     "sample_card",
     "xray",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import hypot, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,17 @@ def wilson(hits: int, trials: int, z: float = Z_95) -> Interval:
     middle = (rate + spread / 2) / (1 + spread)
     half = z / (1 + spread) * sqrt(rate * (1 - rate) / trials + spread / trials / 4)
     return Interval(max(0.0, middle - half), min(1.0, middle + half))
+
+
+def difference(hits: int, trials: int, later_hits: int, later_trials: int) -> Interval:
+    """The 95 % interval of a later rate less an earlier one (Newcombe 1998, method 10, from both Wilson intervals)."""
+    if trials == 0 or later_trials == 0:
+        return Interval(-1.0, 1.0)
+    rate, later_rate = hits / trials, later_hits / later_trials
+    before, after = wilson(hits, trials), wilson(later_hits, later_trials)
+    low = later_rate - rate - hypot(later_rate - after.low, before.high - rate)
+    high = later_rate - rate + hypot(after.high - later_rate, rate - before.low)
+    return Interval(max(-1.0, low), min(1.0, high))
 
 
 def bootstrap(

@@ -72,9 +72,13 @@ class Labels:
 
     @property
     def primary(self) -> Failure | Literal["no flag"]:
-        """The first failure, in the order of `ORDER`, that is more than suspected; else "no flag"."""
-        found = {flag.failure for flag in self.flags if not flag.suspect}
-        return next((failure for failure in ORDER if failure in found), NO_FLAG)
+        return primary_failure(self.flags)
+
+
+def primary_failure(flags: Sequence[Flag]) -> Failure | Literal["no flag"]:
+    """The first failure, in the order of `ORDER`, that is more than suspected; else "no flag"."""
+    found = {flag.failure for flag in flags if not flag.suspect}
+    return next((failure for failure in ORDER if failure in found), NO_FLAG)
 
 
 def label(
@@ -150,10 +154,11 @@ def label_tokens(
     if ids is None:
         numbered = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
         ids = [numbered[piece] for piece in pieces]
-    known, implied = suite_prompt(prompt), implied_answer(prompt)
     if domain is None:
-        domain = known.domain if known else "math" if implied else _likeliest_domain(prompt, text, text_model)
-    gold = tuple(gold) or (known.gold if known else (implied,) if implied and domain == "math" else ())
+        known = suite_prompt(prompt)
+        sum_asked = implied_answer(prompt) is not None
+        domain = known.domain if known else "math" if sum_asked else _likeliest_domain(prompt, text, text_model)
+    gold = right_answers(prompt, domain, gold)
     allowed = limits(domain)
     counter = find_counter(ids, pieces)
     # People's code counts, too: in tables, in lines of tests.
@@ -176,6 +181,16 @@ def label_tokens(
         non_termination=stop_reason == "length",
         domain=domain,
     )
+
+
+def right_answers(prompt: str, domain: Domain, gold: Sequence[str] = ()) -> tuple[str, ...]:
+    """`gold`, else what the suite knows of this prompt, else the result of the sum that it asks for; () if unknown."""
+    if gold:
+        return tuple(gold)
+    if (known := suite_prompt(prompt)) is not None:
+        return known.gold
+    implied = implied_answer(prompt) if domain == "math" else None
+    return () if implied is None else (implied,)
 
 
 def _likeliest_domain(prompt: str, text: str, text_model: TextModel) -> Domain:

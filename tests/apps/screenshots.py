@@ -1,4 +1,4 @@
-"""The pictures in docs/images, taken anew: python tests/apps/screenshots.py [FOLDER of runs; default runs/]
+"""The pictures in docs/images, taken anew: python tests/apps/screenshots.py [FOLDER of runs; default runs/] [NAME …]
 
 They show the built-in checkpoint, and for what only a run has, the newest checkpoint below the folder.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -28,6 +29,7 @@ LARGEST = 400_000  # bytes
 LONG = {"prompt": " ".join([FIRST_PROMPT] * 5)}
 RUN = {"checkpoint": "of a run"}
 MAP = "[data-shows*='-layer']"
+A_LOOP = {"cell": "loop.prose.3000.built-in", "pick": "card-1, temperature 0, seed 0"}
 # File: page, choices in its address, what is drawn last, what the picture ends below ("": the page), width, colours.
 PICTURES: dict[str, tuple[str, dict[str, object], str, str, int, str]] = {
     "explorer": ("attention", {**LONG, "layer": 2, "head": 1}, "[data-shows^=pattern]", MAP, 1280, "light"),
@@ -38,26 +40,26 @@ PICTURES: dict[str, tuple[str, dict[str, object], str, str, int, str]] = {
     "tokens": ("tokens", {"query": 79, "ablate": "3.0"}, "[data-shows=attribution]", "", 1280, "light"),
     "heads": ("heads", {**RUN, "by": "previous", "follow": True}, ".vega-embed", "", 1280, "dark"),
     "runs": ("runs", {"curve": "bits_per_byte"}, ".vega-embed", "", 1280, "light"),
-    "failures": (
-        "failures", {"temperature": 0.0, "sample": "card-5", "cause": True, "without": True}, ".marked >> nth=2", "",
-        1280, "light",
-    ),
+    "atlas": ("failures", A_LOOP, ".marked", ".st-key-take-sample", 1280, "light"),
+    "failures": ("failures", {**A_LOOP, "cause": True, "without": True}, ".marked >> nth=2", "", 1280, "light"),
     "phone": ("attention", {"layer": 0, "head": 1, "map": "band"}, "[data-shows^=pattern]", MAP, 390, "dark"),
 }  # fmt: skip
+BEGINS = {"failures": "h3:has-text('X-ray of the loop')"}  # what a picture begins above; the others at the top
 
 
-def take(runs: Path) -> None:
+def take(runs: Path, names: Sequence[str]) -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     log = Path(tempfile.mkdtemp()) / "server.log"
-    of_a_run = next(iter(find_checkpoints([runs])))
+    of_a_run = next(iter(find_checkpoints([runs])), "")
     with (
         server.explorer(BUILT_IN, runs, log=log) as address,
         sync_playwright() as playwright,
         browser.headless(playwright) as chromium,
     ):
-        for name, (path, choices, sign, end, width, scheme) in PICTURES.items():
+        for name in names:
+            path, choices, sign, end, width, scheme = PICTURES[name]
             page = chromium.new_page(viewport={"width": width, "height": 1000}, color_scheme=scheme)
-            page.set_default_timeout(120_000)
+            page.set_default_timeout(600_000)
             asked = urlencode({**choices, **({"checkpoint": of_a_run} if "checkpoint" in choices else {})})
             page.goto(f"{address}/{'' if path == 'attention' else path}?{asked}")
             page.locator(sign).last.wait_for()
@@ -69,7 +71,8 @@ def take(runs: Path) -> None:
                 box = page.locator(end).last.bounding_box()
                 assert box is not None
                 height = box["y"] + box["height"]
-            clip = {"x": 0, "y": 0, "width": width, "height": int(height) + 20}
+            top = page.locator(BEGINS[name]).first.bounding_box()["y"] - 20 if name in BEGINS else 0
+            clip = {"x": 0, "y": top, "width": width, "height": int(height) + 20 - top}
             save(page.screenshot(clip=clip), IMAGES / f"{name}.png")
             page.close()
 
@@ -84,4 +87,5 @@ def save(png: bytes, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    take(Path(sys.argv[1] if len(sys.argv) > 1 else "runs").resolve())
+    folder, *names = sys.argv[1:] or ["runs"]
+    take(Path(folder).resolve(), names or list(PICTURES))

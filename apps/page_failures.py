@@ -58,21 +58,26 @@ def draw_picked(shown: Shown, opened: Opened) -> None:
         return
     sample, of = picked.sample, picked.opened or opened
     prompt = next(prompt for prompt in shown.atlas.settings.prompts if prompt.id == sample.prompt)
+    tokenizer, config = of.model.tokenizer, of.model.config
+    assert tokenizer is not None
     try:
-        [prompt] = for_model([prompt], of.model)
-    except (ConfigError, ValueError) as error:
+        written = for_model([prompt], of.model, room=len(sample.ids))
+        sampling = SamplingConfig(
+            max_new_tokens=shown.atlas.settings.max_new_tokens, temperature=sample.temperature, seed=sample.seed
+        )
+    except ConfigError as error:
         st.error(sentence(error))
         return
-    tokenizer = of.model.tokenizer
-    assert tokenizer is not None
+    if not written or any(id >= config.vocab_size for id in sample.ids):
+        st.error("This sample is none of the model's that is open: its tokens do not fit. Sample the run again.")
+        return
+    [prompt] = written
     looping = Looping(
         of,
         prompt,
         Continuation(sample.ids, sample.text, sample.stop_reason),
         tuple(tokenizer.encode(prompt.text, bos=True)),
-        SamplingConfig(
-            max_new_tokens=shown.atlas.settings.max_new_tokens, temperature=sample.temperature, seed=sample.seed
-        ),
+        sampling,
     )
     labels = judge(prompt, looping.sample, tokenizer)
     stay_with(looping)

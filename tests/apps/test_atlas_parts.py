@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -47,7 +48,7 @@ def run(sampled: Path, tmp_path: Path) -> Path:
 def open_page(monkeypatch: pytest.MonkeyPatch, *folders: Path, **address: object) -> AppTest:
     monkeypatch.setattr(sys, "argv", ["explorer.py", *map(str, folders)])
     code = "from apps import page_failures as it\nfrom apps.parts import address\naddress.restore()\nit.page()\n"
-    page = AppTest.from_string(code, default_timeout=60)
+    page = AppTest.from_string(code, default_timeout=300)
     for choice, value in {"sample_tokens": 1, **address}.items():
         page.query_params[choice] = str(value)
     return page.run()
@@ -119,6 +120,20 @@ def test_samples_that_cannot_be_read_leave_the_rest_of_the_page(monkeypatch: pyt
     assert len(page.warning) == 1
     assert "not the samples of a checkpoint" in says(page)
     assert len(page.dataframe[0].value) == 6, "the card's prompts, sampled now"
+
+
+@pytest.mark.parametrize("ids", [[300, 1, 2], [1] * 200])
+def test_a_sample_that_the_model_cannot_have_written_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, run: Path, ids: list[int]
+) -> None:
+    file = run / "atlas" / SUITE.digest / "step-00000010.jsonl"
+    head, first, rest = file.read_text().split("\n", 2)
+    file.write_text("\n".join([head, json.dumps({**json.loads(first), "ids": ids}), rest]))
+    page = open_page(monkeypatch, run, cell="loop.math.10.run")
+    assert not page.exception
+    assert [said.value.replace("\\", "") for said in page.error] == [
+        "This sample is none of the model's that is open: its tokens do not fit. Sample the run again."
+    ]
 
 
 def test_samples_of_weights_that_are_gone_can_be_read_and_not_explained(

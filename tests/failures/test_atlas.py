@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -351,6 +352,33 @@ def test_samples_that_are_none_are_one_sentence(run: Path, spoil: str, message: 
         read_atlas(run)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": float("nan")}, {"temperature": True}, {"temperature": -1}, {"seed": -1}, {"ids": [1.5]},
+        {"ids": [-1]}, {"text": 5}, {"stop_reason": "tired"}, {"flags": [{"failure": "loop"}]},
+        {"flags": [{"failure": "bad", "kind": "", "start": 0, "end": 1, "suspect": False}]}, {"prompt": None},
+    ],
+    ids=lambda change: json.dumps(change)[:40],
+)  # fmt: skip
+def test_a_sample_with_something_else_in_it_is_refused(run: Path, change: dict[str, object]) -> None:
+    file = run / "atlas" / PLANTED.digest / "step-00000020.jsonl"
+    head, first, rest = file.read_text().split("\n", 2)
+    file.write_text("\n".join([head, json.dumps({**json.loads(first), **change}), rest]))
+    with pytest.raises(AtlasError, match="delete it and sample again"):
+        read_atlas(run)
+
+
+def test_a_pipe_in_the_place_of_samples_is_not_waited_for(run: Path) -> None:
+    file = run / "atlas" / PLANTED.digest / "step-00000020.jsonl"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(AtlasError, match="it is a pipe"):
+        read_atlas(run)
+    with pytest.raises(AtlasError, match="is not a file, and samples are to be written there"):
+        make_atlas([run], PLANTED, device="cpu")
 
 
 def test_settings_of_a_stranger_are_left_out(run: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,29 @@ nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("ipykernel")
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in ("induction", "probing")]
+NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in ("failures", "induction", "probing")]
 LOADS = "CHECKPOINT = None"
 
 
 def executed(
-    name: str, wanted: str, folder: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path | None = None
+    name: str,
+    wanted: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path | None = None,
+    changed: Mapping[str, str] | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """Run the notebook as written, on `checkpoint` if one is given; what it printed, and the value of `wanted`."""
+    """Run the notebook as written, on `checkpoint` if one is given; what it printed, and the value of `wanted`.
+
+    `changed` are choices at the top of a cell that are made otherwise, such as a smaller number.
+    """
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    choices = dict(changed or {})
     if checkpoint is not None:
-        (chooses,) = [cell for cell in notebook.cells if LOADS in cell.source]
-        chooses.source = chooses.source.replace(LOADS, f"CHECKPOINT = {str(checkpoint)!r}")
+        choices[LOADS] = f"CHECKPOINT = {str(checkpoint)!r}"
+    for written, instead in choices.items():
+        (chooses,) = [cell for cell in notebook.cells if written in cell.source]
+        chooses.source = chooses.source.replace(written, instead)
     notebook.cells.append(nbformat.v4.new_code_cell(f"import json; print(json.dumps({wanted}))"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -87,6 +99,26 @@ def test_removing_the_detected_heads_hurts_copying_more_than_any_matched_random_
         assert re.search(rf"without {what}: \d+% of the in-context gain is lost; at most -?\d+%", printed), what
     assert found["sizes"] == [2, 2, 4], "the controls remove as many heads"
     assert min(found["gains"].values()) == found["gains"]["all of these"]
+
+
+@pytest.mark.slow
+def test_the_heads_that_look_back_carry_the_loop_that_the_notebook_comes_upon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = (
+        "{'runs': [[c.run, c.step] for c in atlas.columns], 'period': when.period, 'still': still, 'broken': broken}"
+    )
+    smaller = {
+        "STEPS = None, 24": "STEPS = None, 4",
+        "CONTROLS = random.Random(0), 8": "CONTROLS = random.Random(0), 4",
+    }
+    printed, found = executed("failures", wanted, tmp_path, monkeypatch, changed=smaller)
+    assert found["runs"] == [["of-the-notebook", 2], ["of-the-notebook", 4]]
+    assert f"copies of {found['period']} tokens" in printed
+    assert found["still"] is False
+    assert found["broken"] <= 1
+    assert re.search(r"^as it was: loop", printed, re.MULTILINE)
+    assert (tmp_path / "runs" / "of-the-notebook" / "atlas").is_dir()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +17,9 @@ from typing import Any, Literal, get_args
 from shardscope.checkpoint import BUILT_IN, RUNS, WEIGHTS, checkpoint_folder, list_checkpoints
 from shardscope.failures.atlas.settings import AtlasError, AtlasSettings
 from shardscope.failures.labels import ORDER, Failure, Flag, primary_failure
-from shardscope.files import MOST_TEXT, parse_json, read_json, read_text
+from shardscope.files import MOST_TEXT, parse_json, read_json, read_text, regular_file
 from shardscope.generation import StopReason
+from shardscope.visible import visible
 
 FOLDER, SETTINGS = "atlas", "settings.json"
 FORMAT = 1
@@ -79,9 +81,9 @@ def run_of(path: Path) -> Path:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Each run by its folder's name; by its path where two folders have the same."""
+    """Each run by its folder's name, or by its path where two folders have the same; as any terminal can show it."""
     names = ["built-in" if _is_built_in(path) else run_of(path).resolve().name for path in paths]
-    return [str(path) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
+    return [visible(str(path) if names.count(name) > 1 else name) for path, name in zip(paths, names, strict=True)]
 
 
 def folder_of(path: Path) -> Path:
@@ -161,10 +163,10 @@ def read_column(file: Path, path: Path, name: str) -> AtlasColumn:
 def head_of(file: Path) -> dict[str, Any]:
     """The first line of a file of samples; {} for what is none."""
     try:
-        with file.open(encoding="utf-8") as opened:
+        with regular_file(file).open(encoding="utf-8") as opened:
             head = json.loads(opened.readline(MOST_TEXT))
         return head if isinstance(head, dict) else {}
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):  # ReadError is a ValueError
         return {}
 
 
@@ -199,11 +201,14 @@ def _sample(row: Any) -> AtlasSample:
     texts = [row["prompt"], row["text"], *(flag.kind for flag in flags)]
     if not all(type(number) is int and number >= 0 for number in numbers) or not all(isinstance(t, str) for t in texts):
         raise ValueError(f"a sample of {str(row['prompt'])[:60]!r} holds something else than text and numbers")
+    temperature = row["temperature"]
+    if type(temperature) not in (int, float) or not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature!r}")
     if row["stop_reason"] not in get_args(StopReason) or any(flag.failure not in ORDER for flag in flags):
         raise ValueError(f"a sample of {row['prompt'][:60]!r} has an unknown stop reason or label")
     return AtlasSample(
         prompt=row["prompt"],
-        temperature=float(row["temperature"]),
+        temperature=float(temperature),
         seed=row["seed"],
         stop_reason=row["stop_reason"],
         flags=flags,

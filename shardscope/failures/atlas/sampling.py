@@ -71,6 +71,9 @@ def make_atlas(
         for run, name in zip(runs, names_of(runs), strict=True)
         for checkpoint in checkpoints_of(run)
     ]
+    for *_, file in todo:
+        if file.exists() and not file.is_file():
+            raise AtlasError(f"{file}: is not a file, and samples are to be written there; remove it")
     prints = {file: fingerprint(checkpoint) for *_, checkpoint, file in todo}
     missing = [file for file in prints if head_of(file).get("fingerprint") != prints[file]]
     columns, done = [], 0

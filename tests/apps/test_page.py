@@ -773,7 +773,7 @@ def test_a_square_opens_its_samples_and_a_loop_its_xray(
     choose(page, "Sample", "sky, temperature 1, seed 9 · " + "xy" * 13)
     in_address(page, "pick=sky")
     seen = page.url
-    page.locator("[data-testid^=stBaseButton-segmented_control]", has_text=re.compile("^0$")).click()
+    page.get_by_role("radio", name="0", exact=True).click()
     heading(page, "^loop: 3 samples of pretrain, step 20, prose")
     in_address(page, "heat=0")
     page.goto(seen)

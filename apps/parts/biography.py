@@ -19,8 +19,9 @@ import pandas as pd
 import streamlit as st
 
 from apps.parts import address, exports
-from apps.parts.checkpoints import FAILURES, MOST_STEPS, below, real
+from apps.parts.checkpoints import FAILURES, below, real
 from apps.parts.heads import Head
+from shardscope.checkpoint import MOST_STEPS
 from shardscope.colors import MARK, OKABE_ITO
 from shardscope.microscope import SCORES
 from shardscope.resources import resource

@@ -18,7 +18,7 @@ def make() -> None:
     with progress_bar(desc="atlas", total=100, unit="%") as bar:
         [column] = make_atlas(
             [BUILT_IN], SETTINGS, device="cpu", progress=lambda share, _: bar.update(int(100 * share) - bar.n)
-        ).columns
+        ).columns  # what runs/built-in/atlas has of it is only labelled anew, if the rules have changed
     text = json.dumps(SETTINGS.to_dict()) + "\n" + "".join(column_lines(column))
     write_bytes(SHIPPED, lzma.compress(text.encode("utf-8"), preset=9 | lzma.PRESET_EXTREME))
     print(f"{SHIPPED}: {SHIPPED.stat().st_size:,} bytes, {len(column.samples):,} samples")

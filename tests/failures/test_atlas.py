@@ -269,6 +269,19 @@ def test_other_weights_and_other_settings_are_sampled_anew(
     assert {settings.digest for settings in list_atlases(run)} == {PLANTED.digest, GREEDY.digest}
 
 
+def test_samples_are_labelled_anew_where_a_rule_has_changed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read_atlas(run)
+    file = run / "atlas" / PLANTED.digest / "step-00000010.jsonl"
+    head, *lines = file.read_text().splitlines()
+    unlabelled = [json.dumps({**json.loads(line), "flags": []}) for line in lines]
+    monkeypatch.setattr(sampling, "sample_prompts", lambda *_, **__: pytest.fail("a checkpoint was sampled again"))
+    file.write_text("\n".join([head, *unlabelled]) + "\n")
+    assert make_atlas([run], PLANTED, device="cpu") != whole, "the same rules: labels are read as they are"
+    file.write_text("\n".join([json.dumps({**json.loads(head), "rules": "those before"}), *unlabelled]) + "\n")
+    assert make_atlas([run], PLANTED, device="cpu") == whole
+    assert read_atlas(run) == whole
+
+
 def test_what_was_sampled_before_an_interruption_is_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(run / "atlas")
     really = sampling.sample_prompts

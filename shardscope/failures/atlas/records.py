@@ -4,6 +4,7 @@ checkpoint. Its first line says which weights were sampled, every other line is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import math
@@ -23,6 +24,7 @@ from shardscope.visible import visible
 
 FOLDER, SETTINGS = "atlas", "settings.json"
 FORMAT = 1
+RULES = Path(__file__).parents[1]  # the folder of what labels depend on
 MOST = 8 * MOST_TEXT  # bytes of the samples of one checkpoint
 SHIPPED = Path(__file__).with_name("built_in.jsonl.xz")
 
@@ -217,12 +219,20 @@ def _sample(row: Any) -> AtlasSample:
     )
 
 
+@cache
+def rules_digest() -> str:
+    """Twelve digits that differ where any rule or limit of the labels does."""
+    files = sorted(file for file in RULES.iterdir() if file.suffix in (".py", ".json", ".npz"))
+    return hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()[:12]
+
+
 def column_lines(column: AtlasColumn) -> Iterable[str]:
     """Lines of JSON, each with its end: the head, then the samples."""
     head = {
         "format": FORMAT,
         "step": column.step,
         "fingerprint": column.fingerprint,
+        "rules": rules_digest(),
         "left_out": list(column.left_out),
         "samples": len(column.samples),
     }

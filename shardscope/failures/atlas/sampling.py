@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from shardscope.failures.atlas.records import (
     head_of,
     names_of,
     read_column,
+    rules_digest,
 )
 from shardscope.failures.atlas.settings import AtlasError, AtlasSettings
 from shardscope.failures.labels import label
@@ -58,7 +59,8 @@ def make_atlas(
     """Sample every checkpoint of each run (of a checkpoint: itself; None: the built-in model), and write the samples
     under the run's folder.
 
-    What was sampled before, with the same settings and the same weights, is read and not sampled again. Raises
+    What was sampled before, with the same settings and the same weights, is read and not sampled again; where a rule of
+    the labels has changed since, it is labelled anew. Raises
     CheckpointError or AtlasError, with the path, before anything is sampled where that can be seen.
     """
     settings = settings or AtlasSettings()
@@ -79,7 +81,11 @@ def make_atlas(
     columns, done = [], 0
     for run, name, checkpoint, file in todo:
         if file not in missing:
-            columns.append(read_column(file, run, name))
+            column = read_column(file, run, name)
+            if head_of(file).get("rules") != rules_digest():
+                column = relabelled(column, settings, load(checkpoint, device="cpu"))
+                write_text(file, "".join(column_lines(column)))
+            columns.append(column)
             continue
 
         def tell(share: float, done: int = done, checkpoint: Path = checkpoint) -> None:
@@ -175,6 +181,16 @@ def cache_bytes(config: ShardConfig, positions: int, element_size: int) -> int:
     """Memory of the keys and values of one sequence; a sliding layer keeps no more than its window."""
     kept = sum(positions if window is None else min(positions, window) for window in config.windows)
     return 2 * kept * config.n_heads * config.d_head * element_size
+
+
+def relabelled(column: AtlasColumn, settings: AtlasSettings, model: Shard) -> AtlasColumn:
+    """The same samples, labelled by the rules of today. `model` writes out its prompts and has the tokenizer."""
+    prompts = {prompt.id: prompt for prompt in for_model(settings.prompts, model)}
+    samples = tuple(
+        _labelled(_Row(prompts[s.prompt], [], s.temperature, s.seed, list(s.ids), s.text, s.stop_reason), model)
+        for s in column.samples
+    )
+    return replace(column, samples=samples)
 
 
 def _labelled(row: _Row, model: Shard) -> AtlasSample:

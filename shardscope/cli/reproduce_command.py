@@ -12,7 +12,7 @@ from shardscope.cli.arguments import add_device, add_out, path, whole
 from shardscope.config import ConfigError
 from shardscope.device import pick_device
 from shardscope.reproduce.offer import default_recipes, format_needs, needs, offer
-from shardscope.reproduce.pair import load_pair
+from shardscope.reproduce.pair import CHECKPOINTS, load_pair
 from shardscope.reproduce.pipeline import TASKS, Settings, reproduce
 from shardscope.reproduce.report import write_report
 from shardscope.reproduce.training import Signalled
@@ -33,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=whole(1), metavar="N", help="questions of each task at most (default: all)")
     parser.add_argument("--prompts", type=whole(1), metavar="N", help="prompts of the suite at most (default: all)")
     parser.add_argument(
-        "--checkpoints", type=whole(2), default=20, metavar="N", help="in which heads are scored (default 20)"
+        "--checkpoints",
+        type=whole(2),
+        default=CHECKPOINTS,
+        metavar="N",
+        help=f"in which heads are scored (default {CHECKPOINTS})",
     )
     parser.add_argument("--processes", type=whole(1), default=1, metavar="N", help="GPUs to train on (default 1)")
     parser.add_argument(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,10 +10,11 @@ from typing import Any, Literal
 from shardscope.checkpoint import checkpoint_folder
 from shardscope.config import ConfigError, Recipe, ShardConfig, load_recipe
 from shardscope.recipes.command import find_recipe
-from shardscope.train.run import FREE
+from shardscope.train.run import BOUND, FREE
 
 Phase = Literal["pretrain", "anneal"]
 PHASES: tuple[Phase, Phase] = ("pretrain", "anneal")
+CHECKPOINTS = 20  # in which heads are scored, of both phases together
 # Of all checkpoints that are looked at, the share of the pretraining: the published run's steps, 48,220 and 20,000.
 SHARE_OF_PRETRAIN = 0.7
 
@@ -41,8 +42,9 @@ class Run:
         return checkpoint_folder(self.folder, self.steps)
 
     def what_counts(self) -> dict[str, Any]:
-        """The recipe without what may differ between two starts of one run: where it lies, and how it computes."""
-        return _without(self.recipe.to_dict(), FREE)
+        """The recipe by dotted keys, without what may differ between two starts of one run: where it lies, and how
+        it computes."""
+        return {key: value for key, value in _flat(self.recipe.to_dict()) if key in BOUND or not key.startswith(FREE)}
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Pair:
         ]
 
 
-def load_pair(words: Sequence[str], out: Path | None = None, device: str = "auto", checkpoints: int = 20) -> Pair:
+def load_pair(
+    words: Sequence[str], out: Path | None = None, device: str = "auto", checkpoints: int = CHECKPOINTS
+) -> Pair:
     """The recipes that two words name (files, or packaged recipes), to be run in `out` (None: runs/reproduce/NAME).
 
     Raises ConfigError for recipes that are not a pretraining and an anneal.
@@ -107,10 +111,10 @@ def _every(run: Run) -> int:
     return run.recipe.train.save_every
 
 
-def _without(values: dict[str, Any], names: Sequence[str], prefix: str = "") -> dict[str, Any]:
-    """Nested values without those whose dotted name begins like one of `names`."""
-    return {
-        key: _without(value, names, f"{prefix}{key}.") if isinstance(value, dict) else value
-        for key, value in values.items()
-        if not f"{prefix}{key}".startswith(tuple(names)) and not f"{prefix}{key}.".startswith(tuple(names))
-    }
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values by dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

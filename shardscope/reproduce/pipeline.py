@@ -129,7 +129,7 @@ class _Stages:
         n_ctx, evaluated = self.pair.model.n_ctx, run.recipe.train.eval_tokens * len(run.recipe.data.sources)
         yield self._measure(
             f"loss/{when}", f"held-out loss by source and position {moment}", run.last, self._losses, tokens=evaluated,
-            text=lambda: self.ledger.key("text"),
+            text=lambda: self.ledger.key("text"), eval_tokens=self.pair.anneal.recipe.train.eval_tokens,
         )  # fmt: skip
         yield self._measure(
             f"suite/{when}", f"failures in the prompt suite {moment}", run.last,
@@ -191,7 +191,7 @@ class _Stages:
         sources = [located(source) for run in self.pair.runs() for source in run.recipe.data.sources]
         paths = {path for source in sources for path in (source.path, source.holdout) if path}
         return {
-            "pretrain": pretrain.what_counts(), "anneal": anneal.what_counts()["data"],
+            "pretrain": pretrain.what_counts(), "anneal": anneal.what_counts(),
             "files": {path: state_of(path) for path in sorted(paths)},
         }  # fmt: skip
 

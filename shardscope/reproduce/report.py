@@ -16,6 +16,7 @@ from shardscope.failures.intervals import wilson
 from shardscope.files import read_json, write_text
 from shardscope.reproduce.chart import Curve, chart
 from shardscope.reproduce.ledger import duration
+from shardscope.reproduce.pair import CHECKPOINTS
 from shardscope.reproduce.pipeline import FORMAT
 
 PUBLISHED = ShardConfig.preset("shard-54m").n_params
@@ -113,7 +114,7 @@ def _step_tokens(run: Metrics) -> int:
 
 
 def _opening(found: Metrics) -> str:
-    model, machine, limits = found["model"], found["machine"], found["limits"]
+    model, machine = found["model"], found["machine"]
     published = model["n_params"] == PUBLISHED
     title = "# The reference run" if published else f"# The reference run's pipeline on {found['name']}"
     size = "the published size" if published else f"not the published size of {PUBLISHED:,}"
@@ -125,24 +126,25 @@ def _opening(found: Metrics) -> str:
     )
     if not published:
         first += " It shows what the report of a larger run contains; its figures say nothing about the published size."
-    words = " ".join(found["recipes"])
-    said = [f"Again: `shardscope reproduce --recipes {words}`."]
-    if limits["questions"] or limits["prompts"]:
-        some = [
-            f"{count:,} {what}"
-            for count, what in (
-                (limits["questions"], "questions of each task"), (limits["prompts"], "prompts of the suite"),
-            )
-            if count
-        ]  # fmt: skip
-        said.append(f"It was measured with at most {' and '.join(some)}.")
-    return f"{title}\n\n{first}\n\n{' '.join(said)}"
+    if (machine.get("load") or 0) > machine["threads"] + 1:
+        first += f" Other programs ran beside it (load {machine['load']:.0f}), so its speeds are not the machine's."
+    return f"{title}\n\n{first}\n\nAgain: `{_command(found)}`."
+
+
+def _command(found: Metrics) -> str:
+    """The command that asks for the same."""
+    flags = {
+        "--limit": found["limits"]["questions"], "--prompts": found["limits"]["prompts"],
+        "--checkpoints": len(found["heads"]) if len(found["heads"]) != CHECKPOINTS else None,
+        "--processes": found["machine"]["processes"] if found["machine"]["processes"] > 1 else None,
+    }  # fmt: skip
+    words = ["shardscope reproduce --recipes", *found["recipes"]]
+    return " ".join([*words, *(f"{flag} {value}" for flag, value in flags.items() if value)])
 
 
 def _machine(machine: Metrics) -> str:
     many = f"{machine['processes']} × " if machine["processes"] > 1 else ""
-    load = f", load {machine['load']}" if machine.get("load") is not None else ""
-    return f"{many}{machine['name']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}{load}"
+    return f"{many}{machine['name']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
 
 
 def _runs(found: Metrics) -> str:
@@ -179,7 +181,8 @@ def _texts(found: Metrics) -> str:
             rows.append(
                 [
                     f"{phase}, {name}", f"{source['documents']:,}", f"{source['tokens']:,}",
-                    f"{read[name]['tokens']:,}", f"{read[name]['share']:.1%}", f"{read[name]['epochs']:.2f}",
+                    f"{read[name]['share'] * found['runs'][phase]['tokens']:,.0f}", f"{read[name]['share']:.1%}",
+                    f"{read[name]['epochs']:.2f}",
                     DASH if overlap is None else f"{overlap['documents']:,}{' (dropped)' * overlap['dropped']}",
                 ]
             )  # fmt: skip
@@ -218,15 +221,23 @@ def _bits_per_byte(found: Metrics) -> str:
 
 def _by_position(found: Metrics) -> str:
     before, after = (_over_sources(found["loss"][when]) for when in ("before", "after"))
+    sources = found["loss"]["after"]
     rows = [
-        [f"{first:,} to {last:,}", f"{after[first, last]['tokens']:,}", f"{_nats(before[first, last]):.3f}",
-         f"{_nats(after[first, last]):.3f}", f"{_bits(after[first, last]):.4f}"]
+        [
+            f"{first:,} to {last:,}",
+            *(_shown_nats(sums) for parts in sources.values() for sums in parts if sums["first"] == first),
+            _shown_nats(before[first, last]),
+            _shown_nats(after[first, last]),
+        ]
         for first, last in after
-    ]  # fmt: skip
-    head = ["position", "tokens", "nats/token before the anneal", "after", "bits/byte after"]
-    return "\n".join(
-        ["## Loss by position", "", "Over all sources, in windows of the anneal's length.", "", *table(head, rows)]
-    )
+    ]
+    words = "Nats a token after the anneal, by source, and over all sources before and after it; windows of its length."
+    head = ["position", *sources, "all before the anneal", "all after"]
+    return "\n".join(["## Loss by position", "", words, "", *table(head, rows)])
+
+
+def _shown_nats(sums: Mapping[str, float]) -> str:
+    return f"{_nats(sums):.3f}" if sums["tokens"] else DASH
 
 
 def _sums(by_source: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -272,7 +283,7 @@ def _tasks(found: Metrics) -> str:
         [
             "## Questions", "",
             "Through lm-evaluation-harness, ± the standard error of the mean; what the tasks and metrics are: "
-            "[Evaluation](evaluation.md).", "", *table(head, rows),
+            "docs/evaluation.md.", "", *table(head, rows),
         ]
     )  # fmt: skip
 
@@ -293,8 +304,8 @@ def _failures(found: Metrics) -> str:
     left_out = f" {after['left_out']} prompts do not fit the context and are left out." if after["left_out"] else ""
     words = (
         f"{after['prompts']} prompts, one continuation of {after['new_tokens']} tokens each at temperature 0.7 and "
-        f"top-p 0.9, counted by the failure that comes first in [the list](failures.md), with 95 % Wilson intervals."
-        f"{left_out}"
+        "top-p 0.9, counted by the failure that comes first in the list of docs/failures.md, with 95 % Wilson "
+        f"intervals.{left_out}"
     )
     head = ["failure", "before the anneal", "after"]
     return "\n".join(["## Failures in the prompt suite", "", words, "", *table(head, rows)])
@@ -358,12 +369,16 @@ def _reach(found: Metrics) -> str:
                 for then, then_cut, now, now_cut in asked]  # fmt: skip
     words = (
         f"How often a fact is told from seven others so many tokens later (chance {after['chance']:.1%}); cut: with "
-        "every layer seeing the window alone. A fact raises its answer's probability up to "
-        f"{after['reach']:,} tokens back, cut {after['reach_cut']:,}; before the anneal {before['reach']:,} and "
-        f"{before['reach_cut']:,}."
+        "every layer seeing the window alone. The farthest that a fact surely raises its answer's probability: "
+        f"{_back(before)} before the anneal, {_back(after)} after it."
     )
     head = ["tokens back", "before the anneal", "cut", "after", "cut"]
     return "\n".join([*parts, "", words, "", *table(head, recalled)])
+
+
+def _back(reach: Metrics) -> str:
+    whole, cut = (f"{reach[key]:,} tokens back" if reach[key] else "nowhere" for key in ("reach", "reach_cut"))
+    return f"{whole} (cut: {cut})"
 
 
 def _chosen(recall: Metrics) -> str:

@@ -121,7 +121,7 @@ def _start(run: Run, processes: int, pause_at: int | None = None) -> None:
 def command(run: Run, processes: int) -> list[str]:
     """The command line that trains."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    flags = [word for key, value in run.flags.items() for word in (f"--{key}", value)]
+    flags = [f"--{key}={value}" for key, value in run.flags.items()]
     return [
         sys.executable, *(launcher if processes > 1 else []), "-m", f"shardscope.recipes.{run.phase}", str(run.file),
         *flags,

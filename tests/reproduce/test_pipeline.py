@@ -60,15 +60,32 @@ def test_every_pause_in_the_log_was_followed_by_a_start_where_it_was_saved(metri
         assert metrics["pause"]["step"] >= metrics["pause"]["asked_at"] == 60
 
 
-def test_a_signal_pauses_a_long_pretraining_and_the_next_start_goes_on_from_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_signal_pauses_a_long_pretraining_under_torchrun_too(tmp_path: Path, processes: int) -> None:
     recipes = make_recipes(tmp_path)
     text = Path(recipes[0]).read_text()
     Path(recipes[0]).write_text(text.replace("steps = 120", "steps = 100_000_000"))
     run = load_pair(recipes, tmp_path / "out", "cpu").pretrain
-    found = train_to_pause(run, pause_at=3)
+    found = train_to_pause(run, 3, processes)
     assert (found["status"], found["reason"], found["asked_at"]) == ("paused early", "SIGTERM", 3)
     assert found["step"] >= 3
-    assert train_to_pause(run, pause_at=3) == found  # it is past that step, and left as it is
+    assert train_to_pause(run, 3, processes) == found  # it is past that step, and left as it is
+
+
+def test_a_run_is_known_by_what_decides_its_losses_and_not_by_where_or_how_it_computes(tmp_path: Path) -> None:
+    def what_counts(folder: Path, change: tuple[str, str] = ("", "")) -> dict[str, Any]:
+        recipes = make_recipes(tmp_path)
+        Path(recipes[0]).write_text(Path(recipes[0]).read_text().replace(*change))
+        return load_pair(recipes, folder, "cpu").pretrain.what_counts()
+
+    same = what_counts(tmp_path / "out")
+    assert what_counts(tmp_path / "elsewhere") == same
+    assert what_counts(tmp_path / "out", ("log_every = 1", "log_every = 7")) == same
+    for change in (
+        ("batch_size = 4", "batch_size = 8"), ("lr = 1e-2", "lr = 2e-2"), ("weight = 2", "weight = 3"),
+        ("d_mlp = 48", "d_mlp = 64"), ("steps = 120", "steps = 121"),
+    ):  # fmt: skip
+        assert what_counts(tmp_path / "out", change) != same, change
 
 
 def test_losses_by_source_and_position_add_up_to_the_trainers_own_evaluation(

@@ -49,12 +49,40 @@ def test_a_model_of_another_size_is_named_as_such_first(metrics: dict[str, Any])
     assert "A model of 54,538,752 parameters, the published size," in first[2]
 
 
+def test_the_first_words_say_how_to_do_it_again_and_whether_other_programs_ran(metrics: dict[str, Any]) -> None:
+    metrics["machine"] |= {"load": 7.6, "threads": 2}
+    first = report(metrics, "x").partition("## ")[0]
+    recipes = "tiny-pretrain tiny-anneal"
+    assert f"Again: `shardscope reproduce --recipes {recipes} --limit 3 --prompts 8 --checkpoints 4`." in first
+    assert "Other programs ran beside it (load 8)" in first
+    metrics["machine"]["load"] = 2.1
+    assert "Other programs" not in report(metrics, "x")
+
+
+def test_the_tokens_that_were_read_add_up_to_those_of_the_run(metrics: dict[str, Any]) -> None:
+    table = rows(report(metrics, "x"), "Its text")
+    read = [int(row[3].replace(",", "")) for row in table if row[0].startswith("pretrain")]
+    assert sum(read) == metrics["runs"]["pretrain"]["tokens"]
+
+
 def test_bits_per_byte_are_those_of_the_trainers_last_evaluation(metrics: dict[str, Any]) -> None:
     table = {row[0]: row for row in rows(report(metrics, "x"), "Bits per byte, by source")}
     logged = metrics["runs"]["anneal"]["held_out"][-1]["bits_per_byte"]
     assert float(table["two"][3]) == pytest.approx(logged["two"], abs=1e-4)
     assert table.keys() == {"one", "two", "all"}
     assert float(table["two"][4]) == pytest.approx(float(table["two"][3]) - float(table["two"][2]), abs=1.1e-4)
+
+
+def test_losses_by_position_are_those_of_each_source_and_of_all(metrics: dict[str, Any]) -> None:
+    page = report(metrics, "x")
+    parts = metrics["loss"]["after"]
+    table = rows(page, "Loss by position")
+    assert [row[0] for row in table] == ["0 to 31", "32 to 63"]
+    for place, row in enumerate(table):
+        there = [parts[name][place] for name in ("one", "two")]
+        assert row[1:3] == [f"{part['nats'] / part['tokens']:.3f}" for part in there]
+        together = sum(part["nats"] for part in there) / sum(part["tokens"] for part in there)
+        assert row[-1] == f"{together:.3f}"
 
 
 def test_each_metric_stands_there_before_and_after_with_its_standard_error(metrics: dict[str, Any]) -> None:

@@ -50,11 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run what is not done yet. Without a GPU and without --recipes: say what it would take, and what fits instead."""
     words = arguments.recipes or default_recipes()
+    if arguments.processes > 1 and ":" in arguments.device:
+        raise ConfigError(
+            f"--processes {arguments.processes} trains on a card each, --device {arguments.device} names one; use cuda"
+        )
     device = pick_device(arguments.device)
     if device.type == "cpu" and not arguments.recipes and not arguments.dry_run:
         print(offer(words))
         return 0
-    pair = load_pair(words, arguments.out, str(device), arguments.checkpoints)
+    # As it was typed: each process picks its own card of "auto" and "cuda".
+    pair = load_pair(words, arguments.out, arguments.device, arguments.checkpoints)
     found = needs(pair, arguments.processes)
     if arguments.dry_run:
         print(format_needs(found))

@@ -27,6 +27,7 @@ from shardscope.failures.held_out import held_out_ids
 from shardscope.files import read_json, write_json
 from shardscope.microscope import SCORES, head_scores, read
 from shardscope.reproduce.pair import load_pair
+from shardscope.reproduce.training import command as training_command
 from shardscope.reproduce.training import train_to_end, train_to_pause
 from shardscope.train.metrics import read_metrics
 from shardscope.train.run import run_status
@@ -70,6 +71,15 @@ def test_a_signal_pauses_a_long_pretraining_under_torchrun_too(tmp_path: Path, p
     assert (found["status"], found["reason"], found["asked_at"]) == ("paused early", "SIGTERM", 3)
     assert found["step"] >= 3
     assert train_to_pause(run, 3, processes) == found  # it is past that step, and left as it is
+
+
+def test_several_processes_are_started_by_torchrun_and_pick_their_own_cards(tmp_path: Path) -> None:
+    run = load_pair(make_recipes(tmp_path), tmp_path / "out", "auto").pretrain
+    words = training_command(run, 8)
+    assert words[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "8"]
+    assert words[6:9] == ["-m", "shardscope.recipes.pretrain", str(run.file)]
+    assert "--train.device=auto" in words
+    assert training_command(run, 1)[1:] == words[6:]
 
 
 def test_a_run_is_known_by_what_decides_its_losses_and_not_by_where_or_how_it_computes(tmp_path: Path) -> None:
@@ -248,6 +258,7 @@ def test_an_anneal_of_another_pretraining_is_not_taken_for_this_ones(
         (["--recipes", "PRETRAIN", "PRETRAIN"], "--recipes takes a pretraining first, then its anneal"),
         (["--recipes", "shard-pico-pretain", "ANNEAL"], "did you mean 'shard-pico-pretrain'?"),
         (["--data", "nowhere"], "--data nowhere: no such folder"),
+        (["--device", "cuda:1", "--processes", "2"], "--processes 2 trains on a card each, --device cuda:1 names one"),
         (["--tasks", "shard_arc"], "--tasks shard_arc: no such task"),
         (["--tasks", "shard"], "--tasks shard: a group of tasks; name the tasks themselves"),
     ],

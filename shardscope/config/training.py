@@ -143,7 +143,9 @@ class ProbeConfig:
 
     every: int = choice(50, help="steps between probes of every head and matrix, in biography.jsonl; 0: never")
     budget: float = choice(
-        0.01, help="largest share of the run's time for probes; one that would exceed it is left out; 1: no limit"
+        0.01,
+        help="largest share of the run's time for probes, half of it for samples; what would exceed it is left out; "
+        "1: no limit",
     )
     tokens: int = choice(
         0, help="held-out tokens, of all sources together, for the loss by position; 0: an eighth of a step's"

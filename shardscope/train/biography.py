@@ -2,13 +2,13 @@
 
 A line is one JSON object of `kind` "probe":
 
-    step, time, seconds    when, and what the probe took
+    step, time, seconds    when, and what the probe took; `sample_seconds` of it for samples
     window, kinds          positions that a sliding layer sees, and the kind of each layer
     heads                  score: [layer][head]; see TEXT_SCORES, and `induction N` at a lag of N tokens
     matrices               name: [smallest and largest singular value, stable rank, size of the last update]
     positions              edges of the stretches of queries that the losses are of; the window's edge is one of them
     loss                   source: {"mean": …, "by_position": [one a stretch]}, in nats a token, of held-out text
-    samples                [{prompt, output, failure}], labelled
+    samples                [{prompt, output, failure}], labelled; absent where the budget has no room for them
 
 The size of an update is the Frobenius norm of what the step changed; null where a run was started again at that step.
 """

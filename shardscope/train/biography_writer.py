@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,7 +49,12 @@ class BiographyWriter:
         self._started = time.perf_counter()
         earlier = read_metrics(setup.recipe.folder, KIND, BIOGRAPHY)
         self._said = False  # that there are no samples
-        self._costs = [float(line["seconds"]) for line in earlier if is_number(line.get("seconds"))]
+        self._measuring, self._sampling = _Account(), _Account()
+        for line in earlier:
+            whole, sampling = line.get("seconds"), line.get("sample_seconds", 0.0)
+            if is_number(whole) and is_number(sampling):
+                self._measuring.costs.append(max(0.0, whole - sampling))
+                self._sampling.costs += [sampling] if sampling else []
         self._prepared: int | None = None  # the step that the next probe is at, if there was a step before it
         self._before: dict[str, Tensor] = {}
         config, seq_len = setup.model.config, setup.recipe.data.seq_len
@@ -94,10 +100,16 @@ class BiographyWriter:
             return
         model.eval()
         found = self._measure(model, updates)
+        measured = time.perf_counter()
+        self._measuring.costs.append(measured - began)
+        sampled = 0.0
+        if self.samples and self._may_sample(step):
+            found["samples"] = self._sampled(model)
+            sampled = time.perf_counter() - measured
+            self._sampling.costs.append(sampled)
         setup.model.train()
-        seconds = round(time.perf_counter() - began, 4)
-        self._costs.append(seconds)
-        self.file.write(KIND, step, seconds=seconds, **found)
+        seconds = time.perf_counter() - began
+        self.file.write(KIND, step, seconds=round(seconds, 4), sample_seconds=round(sampled, 4), **found)
         self.file.flush()
 
     def close(self) -> None:
@@ -109,7 +121,7 @@ class BiographyWriter:
             value.name: [value.smallest, value.largest, value.stable_rank, updates.get(value.name)]
             for value in singular_values(model)
         }
-        found: dict[str, Any] = {
+        return {
             "window": model.config.window,
             "kinds": list(model.config.layer_kinds),
             "heads": {name: _rounded(scores.tolist()) for name, scores in heads.items()},
@@ -117,7 +129,6 @@ class BiographyWriter:
             "positions": self.edges,
             "loss": {name: self.measure_loss(model, holdout) for name, holdout in self.holdouts.items()},
         }
-        return found | ({"samples": self._sampled(model)} if self.samples else {})
 
     def _sampled(self, model: Shard) -> list[dict[str, Any]]:
         """No samples where the prompts do not fit the model's context: that is no reason to end a training."""
@@ -157,14 +168,35 @@ class BiographyWriter:
         return every > 0 and (step % every == 0 or step == self.setup.recipe.schedule.steps)
 
     def _affordable(self, last: bool) -> bool:
-        """Whether a probe fits into the budget, and with it one at the end of the run, unless this is the last."""
-        if self.settings.budget == 1:
-            return True
-        spent = sum(self._costs) + max(self._costs, default=0.0) * (1 if last else 2)
-        elapsed = self.setup.seconds + time.perf_counter() - self._started
-        fits = spent <= self.settings.budget * elapsed
+        """Whether measuring fits into the budget, and with it once more at the end, unless this is the last time."""
+        fits = self.settings.budget == 1 or self._measuring.fits(self._share(), self._elapsed(), reserve=not last)
         # The first process alone knows what its probes took.
         return self.setup.world.any(self.setup.world.main and fits)
+
+    def _may_sample(self, step: int) -> bool:
+        """Samples have an account of their own: the first ones may wait for a compiler, and an untrained model has
+        nothing to say."""
+        last = step == self.setup.recipe.schedule.steps
+        fits = step > 0 and self._sampling.fits(self._share(), self._elapsed(), reserve=not last)
+        return self.settings.budget == 1 or fits
+
+    def _share(self) -> float:
+        return self.settings.budget / (2 if self.samples else 1)
+
+    def _elapsed(self) -> float:
+        return self.setup.seconds + time.perf_counter() - self._started
+
+
+@dataclass
+class _Account:
+    """What a part of the probes has taken so far, in seconds."""
+
+    costs: list[float] = field(default_factory=list)
+
+    def fits(self, share: float, elapsed: float, reserve: bool) -> bool:
+        """Whether once more, at the last price, stays within the share; with `reserve`, and once after that."""
+        price = self.costs[-1] if self.costs else 0.0
+        return sum(self.costs) + price * (2 if reserve else 1) <= share * elapsed
 
 
 def _rounded(value: Any) -> Any:

@@ -641,6 +641,42 @@ def test_the_runs_page_shows_a_line_soon_after_a_training_writes_it(
     assert left["shares"] == pytest.approx({row["source"]: float(row["share"]) for row in rows if row["source"]})
 
 
+def test_a_biography_is_read_while_it_grows_and_can_be_taken_away(
+    page, address: str, run: Path, model: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parents[1])
+    shape = (model.config.n_layers, model.config.n_heads)
+
+    def line(step: int) -> str:
+        scores = np.full(shape, 0.02)
+        scores[1, 2] = 0.02 if step < 100 else 0.5
+        told = {
+            "kind": "probe", "step": step, "time": 0.0, "seconds": 0.1, "window": WINDOW,
+            "kinds": list(model.config.layer_kinds), "heads": {"induction 8": scores.tolist()},
+            "matrices": {"blocks.0.attn.W_Q": [0.1, 2.0, 5.0, None]}, "positions": [0, WINDOW, 64],
+            "loss": {"prose": {"mean": 3.0, "by_position": [4.0, 3.0]}},
+            "samples": [{"prompt": "Once", "output": MARKUP, "failure": "loop"}],
+        }  # fmt: skip
+        return json.dumps(told) + "\n"
+
+    log = run / "biography.jsonl"
+    try:
+        log.write_text("".join(map(line, range(0, 190, 10))))
+        opened(page, address, "runs")
+        page.get_by_text("L1H2 global rises from 0.02 to 0.5 between steps 90 and 100").wait_for()
+        rows, left = saved_table(page, "biography of heads.csv"), run_cell(page, "biography of heads")
+        assert [float(row["induction 8"]) for row in rows] == pytest.approx(left["scores"].ravel().tolist())
+        assert {head for head, changes in left["changes"].items() if changes} == {"L1H2"}
+        with log.open("a") as file:
+            file.write(line(190).replace("0.5", "0.9"))
+        rows = saved_table(page, "biography of heads.csv")
+        assert max(float(row["induction 8"]) for row in rows) == 0.9
+        page.get_by_text("L1H2 global rises from 0.02 to 0.54 between steps 90 and 100").wait_for()
+        in_address(page, "biography=tiny-run")
+    finally:
+        log.unlink()
+
+
 def test_failures_show_six_prompts_with_their_flags(
     page, address: str, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,7 @@ def run(path: Path, **more: str) -> None:
 def lines(folder: Path) -> list[dict[str, Any]]:
     """As they were written, but for the clock."""
     return [
-        {key: value for key, value in line.items() if key not in ("time", "seconds")}
+        {key: value for key, value in line.items() if key not in ("time", "seconds", "sample_seconds")}
         for line in read_metrics(folder, file=BIOGRAPHY)
     ]
 
@@ -146,13 +146,16 @@ def test_a_run_that_goes_back_writes_the_probes_of_the_steps_that_it_takes_again
     assert [line["step"] for line in lines(tmp_path / "run")] == [0, 5, 10, 15, 20]
 
 
+@pytest.mark.parametrize(
+    "first_samples", [6.0, 60.0], ids=["samples of one price", "a compiler before the first samples"]
+)
 def test_probes_stay_within_their_share_of_the_time(
-    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_samples: float
 ) -> None:
-    """By a clock of our own: a step takes a second, a probe four; a tenth of the time buys one in forty steps."""
+    """By a clock of our own: a step takes a second, measuring four, samples six; a fifth of the time is for both."""
     clock = [0.0]
     monkeypatch.setattr("shardscope.train.biography_writer.time.perf_counter", lambda: clock[0])
-    prepare = BiographyWriter.prepare
+    prepare, taken = BiographyWriter.prepare, []
 
     def a_second_later(self: BiographyWriter, step: int) -> None:
         clock[0] += 1
@@ -162,14 +165,29 @@ def test_probes_stay_within_their_share_of_the_time(
         clock[0] += 4
         return {"measured": True}
 
+    def for_six(model: Any) -> list[dict[str, str]]:
+        clock[0] += 6.0 if taken else first_samples
+        taken.append(clock[0])
+        return samples(model)
+
     monkeypatch.setattr(BiographyWriter, "prepare", a_second_later)
     monkeypatch.setattr(BiographyWriter, "_measure", for_four)
-    run(recipe_file, **{"schedule.steps": "200", "probe.budget": "0.1", "train.save_every": "200"})
+    few = {"probe.every": "5", "probe.budget": "0.2", "schedule.steps": "200", "train.save_every": "200"}
+    train(load_recipe(recipe_file, few), probe=for_six, progress=False)
     logged = read_metrics(tmp_path / "run", file=BIOGRAPHY)
     steps = [line["step"] for line in logged]
-    assert sum(line["seconds"] for line in logged) <= 0.1 * clock[0]
     assert (steps[0], steps[-1]) == (0, 200), "the beginning and the end are always there"
-    assert len(steps) == 5
+    measuring = [line["seconds"] - line["sample_seconds"] for line in logged]
+    assert sum(measuring) <= 0.1 * clock[0]
+    assert len(steps) >= 5, "samples take nothing from what is measured"
+    sampled = [line["step"] for line in logged if "samples" in line]
+    assert 0 not in sampled, "an untrained model has nothing to say"
+    if first_samples == 6:
+        assert sum(line["sample_seconds"] for line in logged) <= 0.1 * clock[0]
+        assert sampled[-1] == 200
+        assert len(sampled) >= 3
+    else:
+        assert len(sampled) == 1
 
 
 def test_prompts_that_do_not_fit_the_model_do_not_end_its_training(

@@ -233,8 +233,9 @@ def test_whatever_lies_where_a_file_is_read_is_one_sentence_and_never_executed(
                 copy = tmp_path / f"{len(folders)}"
                 folders.append(copy)
                 shutil.copytree(trained, copy, symlinks=True)
-                recipe = copy / "tiny.toml"
-                recipe.write_text(recipe.read_text().replace(str(trained), str(copy)))
+                # The copy's run is that of the copy's recipe, so that it can be resumed.
+                for stated in (copy / "tiny.toml", copy / "run" / "recipe.json"):
+                    stated.write_text(stated.read_text().replace(str(trained), str(copy)))
                 planted = copy / path.relative_to(trained)
                 planted.unlink(missing_ok=True)
                 planted.write_bytes(content) if isinstance(content, bytes) else content(planted)

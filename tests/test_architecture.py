@@ -164,11 +164,13 @@ def picture() -> str:
     depth: dict[str, int] = {}
     for room in order:
         depth[room] = max((depth[other] + 1 for other in direct[room]), default=0)
-    lines = []
+    lines: dict[tuple[int, str], list[str]] = {}  # rooms that import the same stand on one line
     for room in sorted(order, key=lambda room: (depth[room], room)):
         implied = set().union(*(below[other] for other in direct[room]))
-        lines.append(f"    {room:<18}<- {', '.join(sorted(direct[room] - implied)) or '(nothing of ours)'}")
-    return "\n".join([*lines, "    cli               <- all of them; apps/ too"])
+        shown = ", ".join(sorted(direct[room] - implied)) or "(nothing of ours)"
+        lines.setdefault((depth[room], shown), []).append(room)
+    arrows = [f"    {', '.join(rooms)} <- {shown}" for (_, shown), rooms in lines.items()]
+    return "\n".join([*arrows, "    cli <- all of them; apps/ too"])
 
 
 def test_contributing_shows_the_rooms_and_arrows_that_the_imports_have() -> None:
@@ -275,5 +277,5 @@ def test_another_way_of_writing_would_be_found(tmp_path: Path, line: str) -> Non
 
 if __name__ == "__main__":
     shown = CONTRIBUTING.read_text(encoding="utf-8")
-    drawn = re.sub(r"(?m)^    \w+ +<- .*(\n    \w+ +<- .*)+", lambda _: picture(), shown)
+    drawn = re.sub(r"(?m)^    [\w, ]+ <- .*(\n    [\w, ]+ <- .*)+", lambda _: picture(), shown)
     CONTRIBUTING.write_text(drawn, encoding="utf-8")

@@ -77,7 +77,7 @@ eval: $(VENV)/.dev
 	@$(BIN)/shardscope eval
 
 test: $(VENV)/.dev browser
-	$(BIN)/python -m pytest -m "not browser" --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not browser" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m browser
 
 # Other machines round differently: PyTorch's kernels depend on the CPU's instructions, sums on the number of threads.

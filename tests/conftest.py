@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import hypothesis
@@ -30,6 +31,15 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 # No example is too slow: a busy machine is no error of ours.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side (make test), the files with slow tests come first: none is begun when all others have ended."""
+    if not workers:
+        return
+    tests, slow = Counter(item.path for item in items), Counter(i.path for i in items if i.get_closest_marker("slow"))
+    items.sort(key=lambda item: (-slow[item.path], -tests[item.path]))
+
 
 SENTENCES = [
     "Once upon a time, in a small village, there lived a clockmaker who counted every second of the day.",

@@ -1,6 +1,6 @@
 """The key-value cache: a ring of `window` slots for a sliding layer, one slot per position for a global one.
 
-Rows of a batch may hold different numbers of positions; nothing is padded on the left. Keys are kept rotated, so the
+Rows of a batch may hold different numbers of positions; nothing is padded on the left. Keys are cached rotated, so the
 order of the slots does not matter to attention, and position p always lies in slot p mod size: a global layer is a
 ring that never turns over. What a slot holds therefore follows from the row's length alone.
 
@@ -33,7 +33,7 @@ def held_positions(lengths: Int[Tensor, "batch"], size: int, slots: int) -> Int[
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """The new positions of one call, for all layers of one size: where they are kept and what they see."""
+    """The new positions of one call, for all layers of one size: where they are cached and what they see."""
 
     window: int | None
     size: int  # slots of the cache
@@ -41,7 +41,7 @@ class Span:
     batch_rows: Int[Tensor, "batch"] | None  # rows of the cache that take part; None: all
     held: int  # slots read from the cache
     full: bool  # all of them hold a position, in every row
-    attempt: bool = False  # the new positions are kept by `settle`, once it is known how many
+    attempt: bool = False  # the new positions are cached by `settle`, once it is known how many
     rows: Int[Tensor, "new"]  # where each new position comes from and goes to
     columns: Int[Tensor, "new"] | None  # None: one new position in each row of the cache
     slots: Int[Tensor, "new"]
@@ -78,15 +78,15 @@ class LayerCache:
         self._attempted: tuple[QKV, QKV] | None = None
 
     def extend(self, k: QKV, v: QKV, span: Span) -> tuple[Slots, Slots]:
-        """Keep the new keys and values; returns all that the new positions may see, in the order of `span.key`."""
+        """Cache the new keys and values; returns all that the new positions may see, in the order of `span.key`."""
         if span.columns is None:
             # The newest position takes the place of the one that just left the window.
             self._write(k, v, span)
             return self.keys[:, :, : span.held], self.values[:, :, : span.held]
         # A chunk's first queries still see positions that its last ones overwrite, so join before writing.
         together = []
-        for kept, new in ((self.keys, k), (self.values, v)):
-            old = kept[:, :, : span.held] if span.batch_rows is None else kept[span.batch_rows, :, : span.held]
+        for cached, new in ((self.keys, k), (self.values, v)):
+            old = cached[:, :, : span.held] if span.batch_rows is None else cached[span.batch_rows, :, : span.held]
             together.append(torch.cat([old, new.transpose(1, 2)], dim=2))
         if span.attempt:
             self._attempted = k, v
@@ -95,7 +95,7 @@ class LayerCache:
         return together[0], together[1]
 
     def settle(self, span: Span, count: int) -> None:
-        """Keep the first `count` positions of an attempt of one row, and forget the others.
+        """Cache the first `count` positions of an attempt of one row, and drop the others.
 
         They could not be taken back later: what they would overwrite in a ring, the queries before them still see.
         """
@@ -172,10 +172,10 @@ class KVCache:
             layer.values = layer.values[index]
 
 
-def in_order(kept: Slots, key: Int[Tensor, "batch slot"], total: int) -> Float[Tensor, "batch head {total} d_head"]:
+def in_order(cached: Slots, key: Int[Tensor, "batch slot"], total: int) -> Float[Tensor, "batch head {total} d_head"]:
     """Slots laid out by position 0 … total - 1; zeros where a position is not held."""
-    batch, head, _, d_head = kept.shape
-    ordered = kept.new_zeros(batch, head, total + 1, d_head)
+    batch, head, _, d_head = cached.shape
+    ordered = cached.new_zeros(batch, head, total + 1, d_head)
     # Empty slots go to one place past the end, which is cut off.
-    place = rearrange(torch.where(key < 0, total, key), "batch slot -> batch 1 slot 1").expand(kept.shape)
-    return ordered.scatter_(2, place, kept)[:, :, :total]
+    place = rearrange(torch.where(key < 0, total, key), "batch slot -> batch 1 slot 1").expand(cached.shape)
+    return ordered.scatter_(2, place, cached)[:, :, :total]

@@ -85,7 +85,7 @@ class Decoder:
         return self.logits(self._hidden(tokens, self._attempted))[0]
 
     def settle(self, count: int) -> None:
-        """Keep the first `count` tokens of the attempt."""
+        """Accept the first `count` tokens of the attempt."""
         for layer, span in zip(self.cache.layers, self._attempted, strict=True):
             layer.settle(span, count)
         self.cache.advance([count])

@@ -1,8 +1,8 @@
 """Guessing the next tokens from the text so far, for greedy decoding.
 
 Where a sequence repeats itself, what followed the last few tokens before will follow again. Several guesses pass
-through the model in one step, and those are kept that the model would have chosen itself: the text is that of one token
-at a time (speculative decoding, Leviathan et al. 2023, arXiv:2211.17192, with the text itself as the draft, as in
+through the model in one step, and those are accepted that the model would have chosen itself: the text is that of one
+token at a time (speculative decoding, Leviathan et al. 2023, arXiv:2211.17192, with the text itself as the draft, as in
 prompt lookup, https://github.com/apoorvumang/prompt-lookup-decoding). A step of few rows costs a CPU little more than
 one of a single row, because both read every weight once; and small models repeat themselves a lot.
 """

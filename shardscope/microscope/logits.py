@@ -71,18 +71,20 @@ class Residuals:
     model: Shard
     ids: Ids
     positions: tuple[int, ...]
-    x: Float[Tensor, "layer kept d_model"]
+    x: Float[Tensor, "layer position d_model"]
 
     @torch.no_grad()
     def lens(self, positions: Sequence[int] | None = None, top: int = 5) -> LogitLens:
-        """Every layer at `positions` (None: all that were kept), read as the last is. Raises MicroscopeError."""
+        """Every layer at `positions` (None: all of `self.positions`), read as the last is. Raises MicroscopeError."""
         model = self.model
         if not 1 <= top <= model.config.vocab_size:
             raise MicroscopeError(f"top={top} tokens cannot be shown; use 1 to {model.config.vocab_size}")
         row_of = {position: row for row, position in enumerate(self.positions)}
         places = self.positions if positions is None else [check_position(self.ids, place) for place in positions]
         if missing := [place for place in places if place not in row_of]:
-            raise MicroscopeError(f"position {missing[0]} was not kept; name it in residuals(model, ids, positions)")
+            raise MicroscopeError(
+                f"position {missing[0]} was not recorded; name it in residuals(model, ids, positions)"
+            )
         rows = torch.tensor([row_of[place] for place in places], dtype=torch.long, device=self.x.device)
         following = torch.cat([self.ids[1:], self.ids.new_full((1,), -1)])
         tokens = following[torch.tensor(places, dtype=torch.long, device=self.x.device)]
@@ -97,25 +99,25 @@ class Residuals:
 
 @torch.no_grad()
 def residuals(model: Shard, prompt: Prompt, positions: Sequence[int] | None = None) -> Residuals:
-    """One pass over a prompt that keeps the residual stream at `positions` (None: all).
+    """One pass over a prompt that records the residual stream at `positions` (None: all).
 
     Raises PromptError, or MicroscopeError for a position that the prompt lacks.
     """
     ids = one_prompt(model, prompt)
     places = list(range(len(ids))) if positions is None else [check_position(ids, place) for place in positions]
     index = torch.tensor(places, dtype=torch.long, device=model.device)
-    kept: list[Tensor] = []
+    recorded: list[Tensor] = []
 
-    def keep(activation: Tensor, /, *, hook: HookPoint) -> None:
-        kept.append(activation[0, index])
+    def record(activation: Tensor, /, *, hook: HookPoint) -> None:
+        recorded.append(activation[0, index])
 
     names = ["hook_embed", *(f"blocks.{layer}.hook_resid_post" for layer in range(model.config.n_layers))]
-    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
+    with model.hooks(fwd_hooks=[(name, record) for name in names]):
         x = model.hook_embed(model.embed(ids[None]))
         for block in model.blocks:
             x = block(x, attend=attend_in_bands)
-    check_finite_activations(*kept[-1:])
-    return Residuals(model, ids, tuple(places), torch.stack(kept))
+    check_finite_activations(*recorded[-1:])
+    return Residuals(model, ids, tuple(places), torch.stack(recorded))
 
 
 def logit_lens(model: Shard, prompt: Prompt, positions: Sequence[int] | None = None, top: int = 5) -> LogitLens:
@@ -145,13 +147,13 @@ def attribution(
     config = model.config
     held: dict[str, Tensor] = {}
 
-    def keep(activation: Tensor, /, *, hook: HookPoint) -> None:
+    def record(activation: Tensor, /, *, hook: HookPoint) -> None:
         held[hook.name] = activation[0, -1].float()
 
     names = ["hook_embed", "ln_final.hook_scale"]
     names += [f"blocks.{layer}.{part}" for layer in range(config.n_layers) for part in ("attn.hook_z", "hook_mlp_out")]
     # Nothing after the position can matter to it.
-    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
+    with model.hooks(fwd_hooks=[(name, record) for name in names]):
         hidden = model.hidden(ids[None, : position + 1])
     check_finite_activations(hidden)
     if token is None:

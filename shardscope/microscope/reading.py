@@ -1,6 +1,6 @@
 """One pass over a prompt, and every view of its attention.
 
-A `Reading` keeps the rotated queries and keys of each layer: 2 · layers · pos · d_model numbers where the patterns
+A `Reading` holds the rotated queries and keys of each layer: 2 · layers · pos · d_model numbers where the patterns
 would be layers · heads · pos². A view recomputes the rows it needs in blocks of queries, so the largest thing ever held
 is one block of one head's rows.
 
@@ -121,7 +121,7 @@ class LayerReading:
 
     @property
     def logsumexp(self) -> Float[Tensor, "head pos"]:
-        """log Σ exp(score) of every row; computed on first use, head by head, and kept."""
+        """log Σ exp(score) of every row; computed on first use, head by head, and cached."""
         return torch.stack([self._row_logsumexp(head) for head in range(self.n_heads)])
 
     def tile(self, head: int, queries: range, keys: range) -> Float[np.ndarray, "query key"]:
@@ -338,7 +338,7 @@ def read_layers(model: Shard, prompt: Prompt) -> Iterator[LayerReading]:
     ids = one_prompt(model, prompt)
     held: list[Tensor] = []
 
-    def keep(activation: Tensor, /, *, hook: HookPoint) -> None:
+    def record(activation: Tensor, /, *, hook: HookPoint) -> None:
         held.append(activation[0])
 
     with torch.no_grad():
@@ -348,7 +348,7 @@ def read_layers(model: Shard, prompt: Prompt) -> Iterator[LayerReading]:
         held.clear()
         use_free_cores(model.device)
         names = [f"blocks.{layer}.attn.hook_rot_{part}" for part in "qk"]
-        with torch.no_grad(), model.hooks(fwd_hooks=[(name, keep) for name in names]):
+        with torch.no_grad(), model.hooks(fwd_hooks=[(name, record) for name in names]):
             if layer < last:
                 x = block(x, attend=attend_in_bands)
             else:  # of which only queries and keys are looked at

@@ -184,7 +184,7 @@ class HookedModule(nn.Module):
         cache = Cache(cast("Shard", self))
         chosen = with_axis(pos_slice)
 
-        def keep(activation: Tensor, name: str) -> None:
+        def record(activation: Tensor, name: str) -> None:
             axis = position_axis(name)
             part = sliced(activation.detach(), chosen, axis)
             # A copy, because what was seen may be part of something larger, and be written into later. Only scores and
@@ -193,10 +193,10 @@ class HookedModule(nn.Module):
             cache[name] = part.to(device, copy=not ours)
 
         def see(activation: Tensor, /, *, hook: HookPoint) -> None:
-            keep(activation, hook.name)
+            record(activation, hook.name)
 
         def see_gradient(gradient: Tensor, /, *, hook: HookPoint) -> None:
-            keep(gradient, f"{hook.name}_grad")
+            record(gradient, f"{hook.name}_grad")
 
         names = [point.name for point in self._select(names_filter)]
         backwards = [(name, see_gradient) for name in names] if incl_bwd else []

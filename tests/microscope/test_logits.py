@@ -66,7 +66,7 @@ def test_a_kept_residual_stream_is_read_out_without_another_pass(
     np.testing.assert_array_equal(lens.tokens, expected.tokens)
     np.testing.assert_allclose(lens.probabilities, expected.probabilities, rtol=1e-5)
     np.testing.assert_array_equal(some.lens(top=3).next_rank, expected.next_rank[:, [0, 2]])
-    with pytest.raises(MicroscopeError, match="position 30 was not kept"):
+    with pytest.raises(MicroscopeError, match="position 30 was not recorded"):
         some.lens([30])
 
 

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
-import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import lm_eval.models  # noqa: F401 (the built-in models first: the registry only loads them while it is empty)
 import torch
@@ -34,48 +31,34 @@ from torch import Tensor
 
 from shardscope.checkpoint import BUILT_IN, load, resolve_checkpoint
 from shardscope.config import ConfigError
-from shardscope.device import pick_device
+from shardscope.evals.arguments import (
+    ARGUMENTS,
+    as_it_is,
+    batch_size_of,
+    device_of,
+    dtype_of,
+    flag,
+    tokenizer_of,
+    whole,
+)
+from shardscope.evals.batches import CHOICES, Group, batches_of, divided, grouped, halving, in_two
 from shardscope.evals.cache import check_origin
+from shardscope.evals.errors import HarnessError, naming, or_one_sentence
 from shardscope.generation import ContinuationScore, Generation, Packed, SamplingConfig, generate, score_groups
 from shardscope.model import Shard
-from shardscope.processes import ProcessError, Processes
+from shardscope.processes import Processes
 from shardscope.progress import progress_bar
-from shardscope.tokenizer import END_OF_TEXT, Tokenizer
+from shardscope.tokenizer import END_OF_TEXT
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ARGUMENTS = (
-    "pretrained, tokenizer, device, dtype, batch_size, max_batch_size, max_length, max_gen_toks, add_bos_token, seed"
-)
 # For batch_size=auto: tokens of contexts that are computed at once, and texts that are written at once.
 AUTO_TOKENS = {"cpu": 2048, "mps": 2048, "cuda": 65_536}
 AUTO_TEXTS = {"cpu": 32, "mps": 32, "cuda": 256}
-CHOICES = 8  # continuations of a context, on average, that batch_size leaves room for
 EMPTY = "a continuation adds no token to its context, so there is nothing to score; leave such requests out"
 
-T = TypeVar("T")
-R = TypeVar("R")
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # its texts, context, continuation
 Pair = tuple[list[int], list[int]]  # context, continuation
 
 logger = logging.getLogger(__name__)
-
-
-class Group(NamedTuple):
-    """A context, and the numbers of the requests that continue it."""
-
-    context: list[int]
-    own: list[int]
-
-
-class HarnessError(ConfigError, SystemExit):
-    """A request that cannot be carried out.
-
-    It is a SystemExit, too: uncaught, as in the `lm_eval` command, it prints its sentence, not a traceback.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.code = f"error: {message}"
 
 
 @register_model("shard")
@@ -118,13 +101,13 @@ class ShardLM(TemplateLM):
         self._asked = str(pretrained) if isinstance(pretrained, str | Path) else None
         try:
             if isinstance(pretrained, Shard):
-                self.model = _as_it_is(pretrained, device, dtype)
+                self.model = as_it_is(pretrained, device, dtype)
                 self._device = self.model.device
             else:
-                self._device = _device(device, self.processes)
+                self._device = device_of(device, self.processes)
                 self.path = resolve_checkpoint(pretrained)
-                self.model = load(self.path, self._device, _dtype(dtype, self._device))
-            self.tokens = self.model.tokenizer = _tokenizer(tokenizer, self.model, self.path)
+                self.model = load(self.path, self._device, dtype_of(dtype, self._device))
+            self.tokens = self.model.tokenizer = tokenizer_of(tokenizer, self.model, self.path)
         except ConfigError as error:
             raise HarnessError(str(error)) from None
         if self._device.type == "cuda":
@@ -132,12 +115,12 @@ class ShardLM(TemplateLM):
         n_ctx = self.model.config.n_ctx
         self.max_length = n_ctx
         if max_length is not None:
-            self.max_length = _whole("max_length", max_length, most=n_ctx, why=f"the model's context is {n_ctx}")
-        self.max_gen_toks = _whole("max_gen_toks", max_gen_toks)
-        self.add_bos_token = _flag("add_bos_token", add_bos_token, default=True)
-        self.seed = _whole("seed", seed, least=0)
-        self.batch_size = None if batch_size is None else _batch_size(batch_size)
-        self.max_batch_size = None if max_batch_size is None else _whole("max_batch_size", max_batch_size)
+            self.max_length = whole("max_length", max_length, most=n_ctx, why=f"the model's context is {n_ctx}")
+        self.max_gen_toks = whole("max_gen_toks", max_gen_toks)
+        self.add_bos_token = flag("add_bos_token", add_bos_token, default=True)
+        self.seed = whole("seed", seed, least=0)
+        self.batch_size = None if batch_size is None else batch_size_of(batch_size)
+        self.max_batch_size = None if max_batch_size is None else whole("max_batch_size", max_batch_size)
         self._warned: set[str] = set()
 
     @classmethod
@@ -210,7 +193,7 @@ class ShardLM(TemplateLM):
         encoded: list[Request] = []
         for index, request in enumerate(requests):
             context, continuation = request.args
-            with _naming(request, index):
+            with naming(request, index):
                 pair = self._encode_pair(context, continuation)
                 if not pair[1]:
                     raise HarnessError(EMPTY)
@@ -260,7 +243,7 @@ class ShardLM(TemplateLM):
         totals = [0.0] * len(requests)
         windows: list[list[Pair]] = []
         for index, request in enumerate(requests):
-            with _naming(request, index):
+            with naming(request, index):
                 # The document's own tokens: `<|endoftext|>` is read before the first of them, and not scored.
                 tokens = self.tok_encode(request.args[0], add_special_tokens=False)
             windows.append(self._disjoint(tokens, self.prefix_token_id))
@@ -285,18 +268,10 @@ class ShardLM(TemplateLM):
 
     def _scored(self, pairs: Sequence[Pair], disable_tqdm: bool) -> Iterator[tuple[int, ContinuationScore]]:
         """(number of a pair of context and continuation, its score) of all pairs, batch by batch, in any order."""
-        alone: list[Group] = []
-        together: dict[tuple[int, ...], Group] = {}
-        for index, (context, continuation) in enumerate(pairs):
-            kept = self._cut_left(context, continuation)
-            if len(kept) == 1:  # as before a whole document: nothing worth sharing
-                alone.append(Group(kept, [index]))
-            else:
-                together.setdefault(tuple(kept), Group(kept, [])).own.append(index)
-        groups = [*alone, *together.values()]
-        # Contexts of nearly the same length go together; the longest first, so that memory runs out at once or never.
-        groups.sort(key=lambda group: (-len(group.context), group.context))
-
+        groups = grouped([self._cut_left(*pair) for pair in pairs])
+        size, budget = self._limits(AUTO_TOKENS)
+        most = CHOICES * (size or AUTO_TEXTS[self._device.type])
+        lengths = [len(continuation) for _, continuation in pairs]
         packed = Packed(self.model)  # now, for weights may have been edited since the last call
 
         def scores(batch: list[Group]) -> list[tuple[int, ContinuationScore]]:
@@ -307,36 +282,11 @@ class ShardLM(TemplateLM):
         bar = progress_bar(
             total=len(pairs), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests"
         )
-        for batch in self._score_batches(groups, pairs):
-            for answers in _halving(batch, scores, _divided):
+        for batch in batches_of(groups, lengths, size, most, budget):
+            for answers in halving(batch, scores, divided):
                 bar.update(len(answers))
                 yield from answers
         bar.close()
-
-    def _score_batches(self, groups: Sequence[Group], pairs: Sequence[Pair]) -> Iterator[list[Group]]:
-        """`batch_size` contexts with CHOICES continuations each, on average; or (auto) the tokens that are fast.
-
-        A context with more continuations comes in several batches.
-        """
-        size, budget = self._limits(AUTO_TOKENS)
-        most = CHOICES * (size or AUTO_TEXTS[self._device.type])
-        batch: list[Group] = []
-        spent = choices = 0
-        for context, own in groups:
-            longest = max(len(pairs[index][1]) for index in own)
-            fit = most if budget is None else max(1, min(most, budget // longest))
-            for first in range(0, len(own), fit):
-                piece = Group(context, own[first : first + fit])
-                price = len(context) + sum(len(pairs[index][1]) for index in piece.own)
-                full = len(batch) == size or choices + len(piece.own) > most
-                if batch and (full or (budget is not None and spent + price > budget)):
-                    yield batch
-                    batch, spent, choices = [], 0, 0
-                batch.append(piece)
-                spent += price
-                choices += len(piece.own)
-        if batch:
-            yield batch
 
     def _cut_left(self, context: list[int], continuation: list[int]) -> list[int]:
         """What of the context fits beside the continuation, whose last token is never read."""
@@ -366,7 +316,7 @@ class ShardLM(TemplateLM):
             config, until = self._sampling(requests[indices[0]].args[1])
             prompts: dict[int, list[int]] = {}
             for index in indices:
-                with _naming(requests[index], index):
+                with naming(requests[index], index):
                     prompts[index] = self._prompt(requests[index].args[0], config.max_new_tokens)
 
             def written(batch: list[int], prompts=prompts, config=config) -> list[tuple[int, Generation]]:  # type: ignore[no-untyped-def]
@@ -377,7 +327,7 @@ class ShardLM(TemplateLM):
             ordered = sorted(indices, key=lambda index: -len(prompts[index]))
             most = min(limit for limit in self._limits(AUTO_TEXTS) if limit is not None)
             for first in range(0, len(ordered), most):
-                for done in _halving(ordered[first : first + most], written, _in_two):
+                for done in halving(ordered[first : first + most], written, in_two):
                     for index, generation in done:
                         text = self.tokens.decode(generation.ids)
                         texts[index] = postprocess_generated_text(text, until, think_end_token=None)
@@ -472,13 +422,13 @@ class ShardLM(TemplateLM):
     # ------------------------------------------------------------------------------------------- many processes
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        return _or_one_sentence(self.processes.gather, tensor)
+        return or_one_sentence(self.processes.gather, tensor)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        return _or_one_sentence(self.processes.gather_objects, obj, dst)
+        return or_one_sentence(self.processes.gather_objects, obj, dst)
 
     def barrier(self) -> None:
-        _or_one_sentence(self.processes.wait)
+        or_one_sentence(self.processes.wait)
 
 
 def _name_the_results(name: str) -> None:
@@ -495,124 +445,3 @@ def _name_the_results(name: str) -> None:
         config = tracker.general_config_tracker
         if config._get_model_name(frame.f_locals["model_args"]) is None:
             config.model_name, config.model_name_sanitized = name, sanitize_model_name(name)
-
-
-def _or_one_sentence(exchange: Callable[..., R], *arguments: Any) -> R:
-    try:
-        return exchange(*arguments)
-    except ProcessError as error:
-        raise HarnessError(str(error)) from None
-
-
-@contextmanager
-def _naming(request: Instance, index: int) -> Iterator[None]:
-    """Errors within get the document and the request that they are about."""
-    try:
-        yield
-    except ConfigError as error:
-        task = "" if request.task_name is None else f"task {request.task_name}, document {request.doc_id}, "
-        shown = ", ".join(textwrap.shorten(repr(text), 60) for text in request.args if isinstance(text, str))
-        raise HarnessError(f"{task}request {index if not task else request.idx} ({shown}): {error}") from None
-
-
-def _halving(batch: list[T], run: Callable[[list[T]], R], divide: Callable[[list[T]], list[list[T]]]) -> Iterator[R]:
-    """What `run` makes of a batch; in parts, if memory runs out."""
-    try:
-        done = run(batch)
-    except torch.OutOfMemoryError:
-        parts = divide(batch)
-    except ConfigError as error:  # logits that are not finite, above all
-        raise HarnessError(str(error)) from None
-    else:
-        yield done
-        return
-    # Only here, after the handler, is the memory of the failed attempt free.
-    if not parts:
-        raise HarnessError("memory runs out on a single request; pass a smaller max_length or another device")
-    torch.cuda.empty_cache()
-    for part in parts:
-        yield from _halving(part, run, divide)
-
-
-def _in_two(batch: list[T]) -> list[list[T]]:
-    return [batch[: len(batch) // 2], batch[len(batch) // 2 :]] if len(batch) > 1 else []
-
-
-def _divided(batch: list[Group]) -> list[list[Group]]:
-    """Two batches of contexts; or of one context with half of its continuations each."""
-    if len(batch) > 1:
-        return _in_two(batch)
-    ((context, own),) = batch
-    return [[Group(context, half)] for half in _in_two(own)]
-
-
-def _device(name: str | None, processes: Processes) -> torch.device:
-    """The device asked for. The harness itself asks for cuda:0 when nobody does, so without CUDA that means the CPU."""
-    if re.fullmatch(r"cuda(:\d+)?", name or "") and not torch.cuda.is_available():
-        logger.warning(f"device={name}: this machine has no CUDA device; the CPU is used")
-        return torch.device("cpu")
-    device = pick_device(name or "auto", processes.local_rank)
-    return torch.device("cuda", processes.local_rank) if device.type == "cuda" and processes.size > 1 else device
-
-
-def _as_it_is(model: Shard, device: str | None, dtype: str | None) -> Shard:
-    """A model of the caller's, which is neither moved nor converted."""
-    if device is not None and pick_device(device) != pick_device(model.device):
-        raise HarnessError(f"device={device}, but the Shard is on {model.device}; move it before, or leave device out")
-    stored = model.embed.W_E.dtype
-    if dtype not in (None, "auto") and _dtype(dtype, model.device) != stored:
-        raise HarnessError(f"dtype={dtype}, but the Shard has {stored}; convert it before, or leave dtype out")
-    return model
-
-
-def _dtype(name: str | None, device: torch.device) -> torch.dtype | None:
-    if name in (None, "auto"):
-        return torch.float32 if device.type == "cpu" else None
-    if name not in DTYPES:
-        raise HarnessError(f"model_args: dtype={name} is not supported; use auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def _tokenizer(file: str | None, model: Shard, path: Path | None) -> Tokenizer:
-    """The one that the model was trained with: the checkpoint's own, or `file` if the checkpoint holds none."""
-    own, checkpoint = model.tokenizer, path or "the Shard"
-    if file is None:
-        if own is None and path is None:
-            raise HarnessError("the Shard has no tokenizer; set model.tokenizer, or pass tokenizer=FILE")
-        if own is None:
-            raise HarnessError(f"{checkpoint} holds no tokenizer.json; pass tokenizer=FILE in model_args")
-        return own
-    given, wanted = Tokenizer.load(file), model.config.vocab_size
-    if own is not None and given.fingerprint != own.fingerprint:
-        raise HarnessError(f"tokenizer={file} is not the one that {checkpoint} holds; leave tokenizer out")
-    if own is None and given.vocab_size != wanted:
-        raise HarnessError(
-            f"tokenizer={file} has {given.vocab_size} entries, the model's vocabulary {wanted}; "
-            "pass the tokenizer that it was trained with"
-        )
-    return given
-
-
-def _flag(name: str, value: bool | int | str | None, default: bool) -> bool:
-    if value is None:
-        return default
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if str(value).lower() not in words:
-        raise HarnessError(f"model_args: {name}={value!r} is neither true nor false; use one of {', '.join(words)}")
-    return words[str(value).lower()]
-
-
-def _batch_size(value: int | str) -> int | str:
-    """A number, or "auto"; with auto:N the harness means that the size be found N times, which is not needed here."""
-    return "auto" if re.fullmatch(r"auto(:\d+)?", str(value)) else _whole("batch_size", value)
-
-
-def _whole(name: str, value: Any, least: int = 1, most: int | None = None, why: str = "") -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        raise HarnessError(f"model_args: {name}={value!r} is not a whole number") from None
-    if number < least or (most is not None and number > most):
-        limits = f"at least {least}" if most is None else f"{least} to {most}"
-        raise HarnessError(f"model_args: {name}={number} is out of range{f' ({why})' if why else ''}; use {limits}")
-    return number

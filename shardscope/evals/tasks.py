@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardscope.evals import arith
-from shardscope.evals.harness import HarnessError
+from shardscope.evals.errors import HarnessError
 from shardscope.evals.math_answers import equivalent
 from shardscope.evals.math_solutions import boxed, final_answer
 from shardscope.evals.math_verifier import verified

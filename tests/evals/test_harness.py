@@ -113,7 +113,7 @@ def test_a_worked_solutions_likelihood_is_that_of_hf_per_token_and_nearer_to_flo
     assert max(lengths) > 100
     assert found == all_nats(expected, lengths)
     off = [sum(abs(a - b) for a, b in zip(values, exact, strict=True)) for values in (found, expected)]
-    assert off[0] < off[1]
+    assert 3 * off[0] < off[1]
 
 
 def test_every_answer_to_real_gsm8k_items_is_that_of_hf(built_in: tuple[ShardLM, HFLM]) -> None:

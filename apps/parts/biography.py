@@ -325,7 +325,11 @@ def _curves(table: pd.DataFrame, title: str, marks: pd.DataFrame, height: int = 
     )
     if marks.empty:
         return alt.LayerChart(layer=[lines], height=height)
-    spans = alt.Chart(marks).mark_rect(opacity=0.25, color=MARK).encode(x="from:Q", x2="step:Q", tooltip="change:N")
+    spans = (
+        alt.Chart(marks)
+        .mark_rect(opacity=0.25, color=MARK)
+        .encode(x=alt.X("from:Q", title="step"), x2="step:Q", tooltip="change:N")
+    )
     rules = alt.Chart(marks).mark_rule(color=MARK, strokeWidth=2).encode(x="step:Q", tooltip="change:N")
     return alt.LayerChart(layer=[spans, lines, rules], height=height)
 

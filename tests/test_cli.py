@@ -389,21 +389,20 @@ def test_explore_starts_streamlit_on_the_explorer_with_the_folders(
     ]
 
 
-def test_export_without_a_checkpoint_takes_the_newest_run_where_no_model_is_built_in(
+def test_exporting_a_run_means_its_newest_checkpoint_and_never_writes_into_a_full_folder(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoint, "BUILT_IN", tmp_path / "none")
     newest = checkpoint.checkpoint_folder(tmp_path / "runs" / "mine", 3)
     newest.parent.mkdir(parents=True)
     tiny_checkpoint.rename(newest)
-    assert main(["export", "--out", "out"]) == 0
+    assert main(["export", "runs/mine", "--out", "out"]) == 0
     from shardscope.interop import import_pretrained
 
     exported, ours = import_pretrained("out"), load(newest)
     assert all(torch.equal(a, b) for a, b in zip(exported.parameters(), ours.parameters(), strict=True))
-    assert main(["export", "--out", "runs/mine"]) == 1, "a folder that holds something is never written to"
+    assert main(["export", "runs/mine", "--out", "runs/mine"]) == 1
 
 
 def test_importing_the_package_and_loading_a_model_leave_the_compiler_and_the_guests_alone() -> None:

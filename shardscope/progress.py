@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class _Lines(tqdm):
@@ -44,6 +45,6 @@ def progress_bar(
     disable = disable or os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
     settings: dict[str, Any] = {
         "desc": desc, "total": total, "initial": initial, "unit": unit, "unit_scale": unit_scale, "disable": disable,
-        "file": sys.stderr, "mininterval": 0.5,
+        "file": sys.stderr, "mininterval": SECONDS_BETWEEN_LOOKS,
     }  # fmt: skip
     return tqdm(**settings, dynamic_ncols=True) if sys.stderr.isatty() else _Lines(**settings)

@@ -24,6 +24,7 @@ from shardscope.config import ConfigError, Source
 from shardscope.data.archives import COMPRESSIONS, DAMAGE, Unreadable, is_bomb, shown, text_file
 from shardscope.data.fields import FieldError, Template
 from shardscope.data.files import DataError, Reading, lines, too_long
+from shardscope.data.parquet_checks import why_unreadable
 
 # A long text file is cut at the first empty line after so many bytes, a long line at a space before so many.
 _CUT_AT_PARAGRAPH, _CUT_AT_LINE = 32_768, 1_048_576
@@ -31,7 +32,6 @@ _NULS = b"\0" * 64  # a run that no text has
 _MOST_VALUES = 5_000_000  # lists and objects in one row: each takes Python 72 bytes at least
 _CHUNK = 1 << 20
 _PARQUET_ROWS = 256
-_LARGEST_ROW_GROUP = 1 << 30  # bytes of the columns that are read
 
 
 class Document(NamedTuple):
@@ -230,10 +230,11 @@ def parquet(path: Path, source: Source, reading: Reading) -> Iterator[Document]:
             columns = template.columns(names)
         except FieldError as error:
             raise DataError(f"{error.problem} in {place} ({_short(error.details)}); set the source's text") from None
+        if reason := why_unreadable(path, columns):
+            raise OSError(reason)
         # A string that a column repeats is a number until it is asked for: few bytes of a file may hold much text.
         repeated = [column for column in columns if column in leaves]
         with parquet.ParquetFile(path, buffer_size=_CHUNK, read_dictionary=repeated) as file:
-            _require_small_groups(file.metadata, columns, size)
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
                 for n in range(batch.num_rows):
                     number += 1
@@ -251,20 +252,12 @@ def parquet(path: Path, source: Source, reading: Reading) -> Iterator[Document]:
                 reading.position = start + size * number // max(1, file.metadata.num_rows)
     except Unreadable as error:
         raise DataError(f"{place}: {error}") from None
-    except (pyarrow.ArrowException, OSError) as error:
+    except ConfigError:
+        raise
+    # Names that are not UTF-8 and counts beyond all bounds are Python's own errors in pyarrow.
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError, ArithmeticError) as error:
         reason = " ".join(str(error).split())
         reading.report(f"{place}:{number + 1}", f"the file is cut short or damaged ({reason})")
-
-
-def _require_small_groups(metadata: Any, columns: list[str], size: int) -> None:
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        chunks = [row_group.column(n) for n in range(row_group.num_columns)]
-        wanted = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
-        if any(chunk.total_compressed_size > size or chunk.total_uncompressed_size < 0 for chunk in wanted):
-            raise OSError(f"row group {group} claims to be larger than the file")
-        if sum(chunk.total_uncompressed_size for chunk in wanted) > _LARGEST_ROW_GROUP:
-            raise OSError(f"row group {group} holds more than {_LARGEST_ROW_GROUP:,} bytes; write it in smaller ones")
 
 
 def row_document(row: Any, template: Template, where: str, reading: Reading) -> Iterator[Document]:

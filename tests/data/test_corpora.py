@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shardscope.config import ConfigError, Source
-from shardscope.data import DataError, Document, Reading, documents
+from shardscope.data import DataError, Document, Reading, documents, parquet_checks
 from shardscope.data.corpora import located
 
 TEXTS = ["first é", "second\nwith two lines", "third 🙂", ""]
@@ -207,6 +207,32 @@ def test_parquet_rows_are_documents_and_bad_rows_are_reported(tmp_path: Path) ->
         read(path, text="txt")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"rows\.parquet:1: the file is cut short or damaged"):
+        read(path)
+
+
+def test_a_parquet_file_whose_names_are_not_utf8_is_called_damaged(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"text": ["one"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"text", b"te\xfft"))
+    with pytest.raises(DataError, match=r"rows\.parquet:1: the file is cut short or damaged"):
+        read(path)
+
+
+def test_a_parquet_file_that_ends_the_process_of_its_reader_is_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no `except` sees: C++ ends the process that reads such metadata, so another one reads it first."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"text": ["one"]}), path)
+    assert read(path) == [Document("one", f"{path}:1")]
+    monkeypatch.setattr(parquet_checks, "_TRIAL", "import os; os.abort()")
+    with pytest.raises(DataError, match=r"rows\.parquet:1: the file is cut short or damaged \(its metadata cannot be"):
         read(path)
 
 

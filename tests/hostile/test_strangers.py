@@ -253,7 +253,10 @@ def test_whatever_lies_where_a_file_is_read_is_one_sentence_and_never_executed(
 
 def zipped(piece: bytes, times: int) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, archive.open("a", "w") as file:
+    with (
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("a", "w", force_zip64=True) as file,
+    ):
         for _ in range(times):
             file.write(piece)
     return buffer.getvalue()

@@ -58,7 +58,7 @@ step, held, _ = steps_of(fused.FusedStep, LENGTHS, config)
 assert step.few == FEW
 assert len({token for row in expected for token in row}) > 3, "a text that says something"
 assert step.tokens.T.tolist() == plain.tokens.T.tolist() == expected
-torch.testing.assert_close(step.logprobs, plain.logprobs, atol=1e-5, rtol=1e-5)
+torch.testing.assert_close(step.logprobs, plain.logprobs, atol=1e-4, rtol=1e-5)
 torch.testing.assert_close(held, plain_held, atol=1e-5, rtol=1e-5)
 assert step.length.tolist() == [length + STEPS for length in LENGTHS]
 """

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import A_LOGIT
 
 from shardscope import Shard, ShardConfig, load
 from shardscope.interop import to_transformer_lens
@@ -18,7 +19,7 @@ from shardscope.interop.bridge import ARCHITECTURE, ShardArchitectureAdapter, sh
 pytest.importorskip("transformer_lens")
 
 SENTENCES = ["Once upon a time, in a small village, there lived a clockmaker.", "The capital of France is Paris."]
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+CLOSE = {"rtol": 1e-5, "atol": A_LOGIT}
 
 
 def tokens_of(length: int, vocab: int = 300, batch: int = 1) -> torch.Tensor:
@@ -201,7 +202,7 @@ def test_compatibility_mode_folds_the_norms_and_keeps_the_logits(trained_model: 
     bridge.enable_compatibility_mode(disable_warnings=True)
     with torch.no_grad():
         native = trained_model(tokens)
-        torch.testing.assert_close(bridge(tokens), native, rtol=3e-5, atol=3e-5)
+        torch.testing.assert_close(bridge(tokens), native, rtol=3e-5, atol=A_LOGIT)
     for norm in [bridge.ln_final, *(getattr(block, name) for block in bridge.blocks for name in ("ln1", "ln2"))]:
         assert torch.equal(norm.weight, torch.ones_like(norm.weight))
     folded = trained_model.blocks[0].attn.W_Q * trained_model.blocks[0].ln1.w[None, :, None]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rounding import A_LOGIT
 from safetensors.torch import load_file, save_file
 
 from shardscope import Shard, ShardConfig, load
@@ -28,7 +29,7 @@ from shardscope.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+CLOSE = {"rtol": 1e-5, "atol": A_LOGIT}
 GONE = object()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from rounding import A_LOGIT
 from torch import Tensor
 
 from shardscope import Shard
@@ -40,14 +41,14 @@ def test_the_hook_points_are_transformer_lens_s_by_name_and_shape(tiny_model: Sh
 
 def test_watching_everything_changes_nothing(tiny_model: Shard) -> None:
     watched, _ = tiny_model.run_with_cache(IDS)
-    torch.testing.assert_close(watched, tiny_model(IDS), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(watched, tiny_model(IDS), atol=A_LOGIT, rtol=1e-5)
 
 
 def test_the_parts_add_up_to_the_residual_stream(tiny_model: Shard) -> None:
     _, cache = tiny_model.run_with_cache(IDS)
     parts = cache["hook_embed"] + sum(cache["attn_out", layer] + cache["mlp_out", layer] for layer in range(4))
-    torch.testing.assert_close(parts, cache["resid_post", -1])
-    torch.testing.assert_close(cache["result", 2].sum(dim=2), cache["attn_out", 2])
+    torch.testing.assert_close(parts, cache["resid_post", -1], atol=A_LOGIT, rtol=1e-5)
+    torch.testing.assert_close(cache["result", 2].sum(dim=2), cache["attn_out", 2], atol=A_LOGIT, rtol=1e-5)
 
 
 def test_pattern_rows_sum_to_one_and_are_zero_past_the_window(tiny_model: Shard) -> None:
@@ -85,7 +86,7 @@ def test_a_hook_that_returns_a_value_replaces_the_activation(tiny_model: Shard) 
     logits = tiny_model.run_with_hooks(IDS, fwd_hooks=[("blocks.1.attn.hook_z", ablate)])
     with torch.no_grad():
         tiny_model.blocks[1].attn.W_O[2] = 0
-    torch.testing.assert_close(logits, tiny_model(IDS))
+    torch.testing.assert_close(logits, tiny_model(IDS), atol=A_LOGIT, rtol=1e-5)
 
 
 def test_a_hook_on_scores_or_pattern_steers_the_output(tiny_model: Shard) -> None:
@@ -185,7 +186,7 @@ def test_backward_hooks_see_and_replace_the_gradient(tiny_model: Shard) -> None:
 def test_stopping_at_a_layer_gives_the_residual_before_it_and_runs_no_further(tiny_model: Shard) -> None:
     _, full = tiny_model.run_with_cache(IDS)
     residual, cache = tiny_model.run_with_cache(IDS, stop_at_layer=2)
-    torch.testing.assert_close(residual, full["resid_pre", 2])
+    torch.testing.assert_close(residual, full["resid_pre", 2], atol=A_LOGIT, rtol=1e-5)
     assert "blocks.1.hook_resid_post" in cache
     assert not any(name.startswith(("blocks.2", "ln_final")) for name in cache)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from einops import rearrange
+from rounding import A_LOGIT
 
 from shardscope import Shard, ShardConfig, score
 from shardscope.config import InitConfig
@@ -75,7 +76,7 @@ def test_logits_agree_with_an_independent_implementation(tiny_model: Shard, pos:
     with torch.no_grad():
         ours, theirs = tiny_model(ids), as_vaultgemma(tiny_model)(ids).logits
     assert ours.std() > 0.5, "logits this flat would agree whatever the attention did"
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours, theirs, atol=A_LOGIT, rtol=1e-5)
 
 
 def test_the_full_size_model_agrees_with_an_independent_implementation_past_the_window() -> None:
@@ -83,7 +84,7 @@ def test_the_full_size_model_agrees_with_an_independent_implementation_past_the_
     model = Shard(ShardConfig.preset("shard-54m", n_ctx=1100)).eval()
     ids = torch.randint(0, 8192, (1, 1100))
     with torch.no_grad():
-        torch.testing.assert_close(model(ids), as_vaultgemma(model)(ids).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(ids), as_vaultgemma(model)(ids).logits, atol=A_LOGIT, rtol=1e-5)
 
 
 def as_qwen3(model: Shard) -> torch.nn.Module:
@@ -134,7 +135,7 @@ def test_normalised_queries_and_keys_are_those_of_an_independent_implementation(
     ids = torch.randint(0, 300, (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         theirs = 30 * torch.tanh(as_qwen3(model)(ids).logits / 30)
-        torch.testing.assert_close(model(ids), theirs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(ids), theirs, atol=A_LOGIT, rtol=1e-5)
         assert (model(ids) - tiny_model(ids)).abs().max() > 0.1, "normalising must matter here"
 
 

@@ -237,7 +237,7 @@ def _opened(recipe: Recipe) -> _Start | None:
             if model.tokenizer is None:
                 raise CheckpointError(f"{folder}: holds no {TOKENIZER}; put the one it was trained with there")
             found = _Start(folder, resume is not None, model, model.tokenizer, _state(folder))
-        except ConfigError:
+        except (ConfigError, OSError):
             if folder.exists():
                 raise
         else:

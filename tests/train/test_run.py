@@ -197,8 +197,9 @@ def test_a_folder_with_an_at_in_its_name_is_a_folder(recipe_file: Path, tmp_path
     assert find_stable(f"{tmp_path / 'me@5'}@15").name == "step-00000015"
 
 
+@pytest.mark.parametrize("moment", ["before it is read", "between two of its files", "after it was read"])
 def test_a_fork_of_a_run_that_deletes_its_checkpoint_meanwhile_takes_the_newest(
-    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     run(recipe_file, train__keep="0")
     parent = tmp_path / "run"
@@ -207,24 +208,19 @@ def test_a_fork_of_a_run_that_deletes_its_checkpoint_meanwhile_takes_the_newest(
     original = setup.load
 
     def load_while_the_parent_goes_on(folder: Path, **settings: Any) -> Any:
-        """The parent saves another checkpoint, and deletes this one before or after it is read."""
-        nonlocal later
-        if later.exists():
-            model = original(folder, **settings) if read_first else None
-            shutil.move(later, parent / "checkpoints" / "step-00000020")
-            shutil.rmtree(folder)
-            return model if read_first else original(folder, **settings)
-        return original(folder, **settings)
+        """The parent saves another checkpoint, and deletes this one."""
+        if not later.exists():
+            return original(folder, **settings)
+        model = original(folder, **settings)
+        shutil.move(later, parent / "checkpoints" / "step-00000020")
+        shutil.rmtree(folder)
+        if moment == "between two of its files":
+            raise FileNotFoundError(2, "No such file or directory", str(folder / "model.safetensors"))
+        return model if moment == "after it was read" else original(folder, **settings)
 
     monkeypatch.setattr(setup, "load", load_while_the_parent_goes_on)
-    read_first = False
     run(tmp_path / "anneal.toml", schedule__steps="1")
     assert read_metrics(tmp_path / "anneal", "event")[0]["started_from"].endswith("step-00000020")
-
-    read_first = True
-    shutil.move(parent / "checkpoints" / "step-00000020", later)
-    run(tmp_path / "anneal.toml", schedule__steps="1", run_dir=str(tmp_path / "second"))
-    assert read_metrics(tmp_path / "second", "event")[0]["started_from"].endswith("step-00000020")
 
 
 # ----------------------------------------------------------------------------------------- paths and batches

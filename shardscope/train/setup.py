@@ -99,6 +99,7 @@ class _Start:
     model: Shard
     tokenizer: Tokenizer
     state: TrainingState
+    ancestors: list[dict[str, Any]]  # of a fork, the oldest first
 
 
 def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
@@ -123,8 +124,7 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
             f"data.seq_len={recipe.data.seq_len} is longer than the context of {start and start.folder}, which is "
             f"{model.config.n_ctx}; lower data.seq_len"
         )
-    before = model.state_dict() if start is not None and not resumes else {}
-    ancestors = ancestors_of(start.folder, before) if start is not None and not resumes else []
+    ancestors = start.ancestors if start is not None else []
     sharded = world.size > 1 and recipe.train.parallel == "fsdp"
     if not sharded:
         model.to(world.device)
@@ -236,7 +236,8 @@ def _opened(recipe: Recipe) -> _Start | None:
             model = load(folder, device="cpu", dtype=torch.float32)
             if model.tokenizer is None:
                 raise CheckpointError(f"{folder}: holds no {TOKENIZER}; put the one it was trained with there")
-            found = _Start(folder, resume is not None, model, model.tokenizer, _state(folder))
+            ancestors = [] if resume else ancestors_of(folder, model.state_dict())
+            found = _Start(folder, resume is not None, model, model.tokenizer, _state(folder), ancestors)
         except (ConfigError, OSError):
             if folder.exists():
                 raise

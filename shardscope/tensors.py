@@ -52,7 +52,7 @@ def read_tensors(path: Path, failure: type[ConfigError] = ReadError) -> dict[str
     read_header(path, failure)
     try:
         return load_file(path)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise failure(f"{path}: cannot be read as safetensors: {error}") from None
 
 

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from shardscope import tensors
+from shardscope.config import ConfigError
 from shardscope.files import ReadError
 from shardscope.tensors import metadata_of, read_header, read_tensors, why_no_weights, write_tensors
 
@@ -114,3 +116,17 @@ def test_weights_are_finite_floats_of_sixteen_bits_or_more() -> None:
     assert why_no_weights({"a": torch.tensor([float("-inf")]).bfloat16()}) == "a holds a number that is not finite"
     reason = why_no_weights({"a": torch.tensor([1])})
     assert reason == "a holds int64; weights are floats of 16 bits or more"
+
+
+def test_a_file_that_goes_away_while_it_is_read_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors opens it and PyTorch once more, to map it into memory; that one calls its absence a RuntimeError."""
+    path = tmp_path / "gone.safetensors"
+    write_tensors(path, {"a": torch.ones(3)})
+
+    def mapped_too_late(path: Path) -> object:
+        path.unlink()
+        return torch.UntypedStorage.from_file(str(path), False, 12)
+
+    monkeypatch.setattr(tensors, "load_file", mapped_too_late)
+    with pytest.raises(ReadError, match=r"gone\.safetensors: cannot be read as safetensors: .*No such file"):
+        read_tensors(path)

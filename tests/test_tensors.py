@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from shardscope import tensors
-from shardscope.config import ConfigError
 from shardscope.files import ReadError
 from shardscope.tensors import metadata_of, read_header, read_tensors, why_no_weights, write_tensors
 

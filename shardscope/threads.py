@@ -80,6 +80,7 @@ class FreeCores:
     _last: Use = field(init=False)
     _last_at: float = field(init=False)
     _due: float = field(init=False)
+    _waiting: bool = False
     _set: threading.local = field(default_factory=threading.local)
     _ours: set[int] = field(init=False)
 
@@ -112,7 +113,9 @@ class FreeCores:
     def _wanted(self, number: int, before: Use, after: Use, passed: float) -> int:
         others = (after.everyone - before.everyone - (after.own - before.own)) / passed
         free = int(self.n_cores - others + SPARE)
-        if (after.waited - before.waited) / passed > WAITED:
+        # Twice, because threads that have just begun wait once in an idle machine too.
+        waiting, self._waiting = self._waiting, (after.waited - before.waited) / passed > WAITED
+        if waiting and self._waiting:
             free = min(free, number - 1)
         return min(max(free, 1), self.most)
 

@@ -71,7 +71,8 @@ def test_cores_that_become_free_are_taken_back(machine: Machine, cores: FreeCore
 def test_a_program_that_gives_way_and_still_keeps_us_waiting_gets_a_core(machine: Machine, cores: FreeCores) -> None:
     """At nice 10 it takes only a tenth of a core, but our threads wait for the one that it interrupts."""
     machine.others, machine.waiting = 0.1, 0.1
-    assert after(machine, cores, 0.12) == 7
+    assert after(machine, cores, 0.12) == 8  # once, as threads that have just begun
+    assert after(machine, cores, 0.25) == 7
     machine.others, machine.waiting = 1.0, 0.0  # and now it has a core for itself
     assert after(machine, cores, 2) == 7
 

@@ -124,6 +124,33 @@ def appending(path: Path) -> Iterator[None]:
         yield
 
 
+def check_writable_folder(path: Path, flag: str) -> None:
+    """Ask whether `flag` names a folder, new or old, that can be written into, before the work whose result goes there.
+
+    Raises WriteError.
+    """
+    there = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
+    if not there.is_dir():
+        raise WriteError(f"{flag} {path}: {there} is not a folder; name a folder, new or old")
+    if not os.access(there, os.W_OK):
+        raise WriteError(f"{flag} {path}: nothing can be written into {there}; name another folder")
+
+
+def check_writable_file(path: Path | None, flag: str) -> None:
+    """The same of a file (None: none was asked for), which may also be a device or a pipe."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise WriteError(f"{flag} {path}: is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        return
+    there = next(part for part in path.absolute().parents if os.path.lexists(part))
+    if not there.is_dir():
+        raise WriteError(f"{flag} {path}: {there} is not a folder; name another file")
+    if not os.access(there, os.W_OK):
+        raise WriteError(f"{flag} {path}: nothing can be written into {there}; name a file in another folder")
+
+
 def remove_partial(folder: Path) -> None:
     """Remove what writers that were killed left in `folder`. Only for a folder in which nobody else writes."""
     for path in folder.glob(".*.partial") if folder.is_dir() else ():

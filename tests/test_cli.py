@@ -425,3 +425,60 @@ def test_the_public_names_are_these() -> None:
 
     assert {"Shard", "ShardConfig", "load"} <= set(shardscope.__all__)
     assert shardscope.Shard is Shard
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["attention", "--prompt-file", "story.txt", "--out"],
+        ["eval", "--out"],
+        ["failures", "--out"],
+        ["atlas", "--json"],
+        ["atlas", "--png"],
+        ["xray", "--prompt", "Once", "--json"],
+        ["xray", "--prompt", "Once", "--picture"],
+        ["longcontext", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_written_is_said_before_the_work_that_leads_to_it(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.chdir(tmp_path)
+    Path("story.txt").write_text("Once upon a time", encoding="utf-8")
+    for module in ("attention", "failures", "xray", "longcontext"):
+        monkeypatch.setattr(f"shardscope.cli.{module}_command.load", _unexpected)
+    monkeypatch.setattr("shardscope.cli.atlas_command.make_atlas", _unexpected)
+    monkeypatch.setattr("shardscope.cli.eval_command.evaluate", _unexpected)
+    assert main([*command, "story.txt/below.svg"]) == 1
+    assert f"error: {command[-1]} story.txt/below.svg: " in capsys.readouterr().err
+    if command[-1] != "--out" or command[0] == "failures":  # a file
+        Path("folder.svg").mkdir()
+        assert main([*command, "folder.svg"]) == 1
+        assert f"error: {command[-1]} folder.svg: is a folder; name a file in it" in capsys.readouterr().err
+
+
+def _unexpected(*arguments: object, **settings: object) -> None:
+    raise AssertionError("the work has begun")
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("generate Once --top_p 0.9", "--top_p 0.9; did you mean '--top-p'?"),
+        ("generate Once --max-tokens=3", "--max-tokens=3; did you mean '--max-new-tokens'?"),
+        ("train shard-pico-pretrain --schedule.step 3", "--schedule.step 3; did you mean '--schedule.steps'?"),
+        ("bench decode --run 3", "--run 3; did you mean '--runs'?"),
+        ("info --qqq", "--qqq"),
+        ("info one two", "two"),
+    ],
+)
+def test_a_flag_that_is_not_there_is_answered_with_the_nearest_of_its_command(
+    command: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(command.split())
+    error = capsys.readouterr().err
+    assert error.startswith(f"usage: shardscope {command.split()[0]}")
+    assert error.endswith(f"error: unrecognized arguments: {says}\n")

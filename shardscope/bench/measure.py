@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from shardscope.config import ConfigError
-from shardscope.files import write_json
+from shardscope.files import check_writable_file, write_json
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,15 @@ def add_shared_arguments(parser: argparse.ArgumentParser, *, runs: int | None = 
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:N, mps, or auto: the best there is (default auto)"
     )
-    parser.add_argument("--out", metavar="FILE", help="where the numbers are written, as JSON")
+    parser.add_argument("--out", type=_file_to_write, metavar="FILE", help="where the numbers are written, as JSON")
+
+
+def _file_to_write(text: str) -> str:
+    try:
+        check_writable_file(Path(text), "--out")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def at_least_one(**numbers: int) -> None:

@@ -7,14 +7,13 @@ import json
 from typing import Any
 
 from shardscope.cli.arguments import add_checkpoint, add_device, add_seed, path, whole
-from shardscope.config import ConfigError
 from shardscope.device import pick_device
 from shardscope.failures.atlas import AtlasSettings, changes, make_atlas, rates
 from shardscope.failures.atlas.picture import atlas_picture
 from shardscope.failures.atlas.records import Atlas
 from shardscope.failures.atlas.table import atlas_table
 from shardscope.failures.prompts import load_suite
-from shardscope.files import write_bytes, write_text
+from shardscope.files import check_writable_file, write_bytes, write_text
 from shardscope.progress import progress_bar
 
 
@@ -47,9 +46,8 @@ def temperatures(text: str) -> tuple[float, ...]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    for flag, file in (("--json", arguments.json), ("--png", arguments.png)):
-        if file is not None and file.is_dir():
-            raise ConfigError(f"{flag} {file}: is a folder; name a file in it")
+    check_writable_file(arguments.json, "--json")
+    check_writable_file(arguments.png, "--png")
     settings = AtlasSettings(
         prompts=tuple(load_suite(arguments.prompts)),
         temperatures=arguments.temperatures,

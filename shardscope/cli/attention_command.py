@@ -8,7 +8,8 @@ from shardscope import load
 from shardscope.checkpoint import resolve_checkpoint
 from shardscope.cli.arguments import add_checkpoint, add_device, add_out, path, read_text
 from shardscope.device import pick_device
-from shardscope.microscope.export import export, writable_folder
+from shardscope.files import check_writable_folder
+from shardscope.microscope.export import export
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     text = read_text(arguments.prompt_file, "--prompt-file")
-    out = writable_folder(arguments.out)
+    check_writable_folder(arguments.out, "--out")
     model = load(arguments.checkpoint, device=pick_device(arguments.device))
     last = ""
 
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         last = words
 
     name = str(arguments.checkpoint or resolve_checkpoint().name)
-    for written in export(model, text, out, name, progress):
+    for written in export(model, text, arguments.out, name, progress):
         files = [file for file in (written, *written.glob("*")) if file.is_file()]
         size = sum(file.stat().st_size for file in files)
         print(f"{written}  {size / 1000:,.0f} kB{f' in {len(files)} files' if written.is_dir() else ''}")

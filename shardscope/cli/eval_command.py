@@ -11,7 +11,8 @@ import argparse
 from shardscope.cli.arguments import add_checkpoint, add_device, add_out, path, whole
 from shardscope.config import ConfigError
 from shardscope.device import pick_device
-from shardscope.evals.suite import OUT, SAMPLE, TASKS, evaluate, keep, write_table
+from shardscope.evals.suite import OUT, SAMPLE, TASKS, evaluate, write_result, write_table
+from shardscope.files import check_writable_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     data = arguments.data or SAMPLE
     if not data.is_dir():
         raise ConfigError(f"--data {data}: no such folder; lay it out like {SAMPLE}")
+    check_writable_folder(arguments.out, "--out")
     device = pick_device(arguments.device)
     from shardscope.evals.harness import ShardLM  # the folder of the tasks is known without lm-eval
 
@@ -46,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = evaluate(lm, arguments.tasks.split(","), data, arguments.limit, arguments.num_fewshot)
     if lm.rank != 0:
         return 0  # under torchrun the first process has all results
-    keep(arguments.out, lm, rows, "sample" if arguments.data is None else str(data), arguments.limit)
+    write_result(arguments.out, lm, rows, "sample" if arguments.data is None else str(data), arguments.limit)
     written = write_table(arguments.out)
     print(written.read_text(encoding="utf-8"), end="")
     print(f"\n{written}, {written.with_suffix('.csv')}")

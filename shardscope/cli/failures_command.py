@@ -12,7 +12,7 @@ from shardscope.cli.arguments import add_checkpoint, add_device, add_out, path, 
 from shardscope.cli.generate_command import add_sampling, sampling
 from shardscope.device import pick_device
 from shardscope.failures import CARD_PROMPTS, CardSample, SuitePrompt, card_table, label
-from shardscope.files import write_text
+from shardscope.files import check_writable_file, write_text
 from shardscope.generation import generate
 
 
@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.prompt_file is not None:
         texts.append(read_text(arguments.prompt_file, "--prompt-file"))
     prompts = [SuitePrompt(text=text) for text in texts] or list(CARD_PROMPTS)
+    check_writable_file(arguments.out, "--out")
     model = load(arguments.checkpoint, device=pick_device(arguments.device))
     generations = generate(model, [prompt.text for prompt in prompts], config)
     samples = [

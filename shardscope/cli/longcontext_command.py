@@ -9,7 +9,7 @@ from shardscope import load
 from shardscope.cli.arguments import add_checkpoint, add_device, add_seed, path, whole
 from shardscope.device import pick_device
 from shardscope.failures.retrieval import SAMPLES, long_context, long_context_table
-from shardscope.files import write_text
+from shardscope.files import check_writable_file, write_text
 from shardscope.progress import progress_bar
 
 
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_writable_file(arguments.json, "--json")
     model = load(arguments.checkpoint, device=pick_device(arguments.device))
     with progress_bar(desc="longcontext", total=100, unit="%") as bar:
 

@@ -13,7 +13,7 @@ from shardscope.device import pick_device
 from shardscope.failures.loop_xray import Ablation, xray
 from shardscope.failures.loop_xray.picture import xray_picture
 from shardscope.failures.loop_xray.table import xray_table
-from shardscope.files import write_text
+from shardscope.files import check_writable_file, write_text
 from shardscope.generation import SamplingConfig, generate
 from shardscope.progress import progress_bar
 
@@ -52,6 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         prompt = read_text(arguments.prompt_file, "--prompt-file")
     if arguments.picture is not None and arguments.picture.suffix not in (".svg", ".html"):
         raise ConfigError(f"--picture {arguments.picture}: a picture is written as .svg or .html; name such a file")
+    check_writable_file(arguments.json, "--json")
+    check_writable_file(arguments.picture, "--picture")
     model = load(arguments.checkpoint, device=pick_device(arguments.device))
     [generation] = generate(model, [prompt], SamplingConfig(max_new_tokens=arguments.max_new_tokens))
     with progress_bar(desc="xray", total=100, unit="%") as bar:

@@ -89,7 +89,7 @@ def _task_manager(tasks: Sequence[str], data: str | Path | None) -> TaskManager:
     return manager
 
 
-def keep(out: Path, lm: ShardLM, rows: list[Row], data: str, limit: int | None) -> Path:
+def write_result(out: Path, lm: ShardLM, rows: list[Row], data: str, limit: int | None) -> Path:
     """One JSON file for each run, with what it was a run of. It is there whole or not at all."""
     made = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime())
     facts = {

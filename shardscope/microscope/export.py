@@ -10,7 +10,6 @@ tokens.parquet     one row for each token of the prompt
 
 from __future__ import annotations
 
-import os
 from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
@@ -39,16 +38,6 @@ TABLE_CELLS = 128
 PAGE_CELLS = (128, 96, 64, 32)  # the first that keeps the page under PAGE_BYTES
 PAGE_BYTES = 2_000_000
 SHOWN_TEXT = 100_000  # characters of the prompt on the page
-
-
-def writable_folder(path: Path) -> Path:
-    """The folder, unless something else stands in its way: then MicroscopeError."""
-    there = next(part for part in (path, *path.absolute().parents) if part.exists() or part.is_symlink())
-    if not there.is_dir():
-        raise MicroscopeError(f"--out {path}: {there} is not a folder; name a folder, new or old")
-    if not os.access(there, os.W_OK):
-        raise MicroscopeError(f"--out {path}: nothing can be written into {there}; name another folder")
-    return path
 
 
 def export(model: Shard, text: str, out: Path, checkpoint: str = "", progress: Progress | None = None) -> list[Path]:

@@ -159,7 +159,7 @@ def kept(out: Path, value: float, task: str = "sums") -> Path:
     """A result of a second that is always the same."""
     row = {"task": task, "shots": 0, "metric": "acc", "value": value, "stderr": None, "questions": 2}
     lm = SimpleNamespace(device="cpu", get_model_info=lambda: {"model_checkpoint": "runs/small"})
-    return suite.keep(out, lm, [row], "sample", None)  # type: ignore[arg-type]
+    return suite.write_result(out, lm, [row], "sample", None)  # type: ignore[arg-type]
 
 
 def test_results_of_the_same_second_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shardscope.config import ConfigError, ShardConfig, suggest
+from shardscope.config import ConfigError, ShardConfig, suggest_close
 from shardscope.device import pick_device
 from shardscope.files import file_inside, read_json, regular_file, whole_folder, write_json
 from shardscope.manifest import MANIFEST, DamagedError, compared, write_manifest
@@ -142,7 +142,7 @@ def resolve_checkpoint(path: str | Path | None = None) -> Path:
         return checkpoints[-1]
     if not path.exists():
         near = [str(p) for p in sorted(path.parent.iterdir())] if path.parent.is_dir() else []
-        raise CheckpointError(f"{path}: no such checkpoint or run{suggest(str(path), near)}")
+        raise CheckpointError(f"{path}: no such checkpoint or run{suggest_close(str(path), near)}")
     raise CheckpointError(f"{path}: neither a checkpoint ({WEIGHTS} is missing) nor a run (it has no whole checkpoint)")
 
 

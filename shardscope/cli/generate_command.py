@@ -29,9 +29,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         flag, text = f"--{item.name.replace('_', '-')}", item.metadata["help"]
         default = item.default if item.default is not MISSING else None
         if hints[item.name] is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+            state = "on" if default else "off"
+            parser.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=default, help=f"{text} (default {state})"
+            )
         elif isinstance(default, int | float):
-            parser.add_argument(flag, type=hints[item.name], default=default, help=f"{text} (default {default})")
+            parser.add_argument(
+                flag, type=hints[item.name], default=default, metavar="N", help=f"{text} (default {default:g})"
+            )
         else:
             help = rf"{text}; \n is a line end; may be repeated"
             parser.add_argument(flag, action="append", type=escaped, default=[], metavar="TEXT", help=help)

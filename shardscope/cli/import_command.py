@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _exported(arguments: argparse.Namespace) -> Shard:
-    for flag in ("tokenizer", "text", "bos"):
-        if getattr(arguments, flag) is not None:
+    for flag in ("tokenizer", "text", "bos", "ignore"):
+        if getattr(arguments, flag):
             raise ConfigError(f"{arguments.path} is an exported directory, which needs no --{flag}; leave it out")
     return import_pretrained(arguments.path)
 

@@ -6,6 +6,8 @@ import argparse
 from importlib import import_module
 from typing import Any
 
+from shardscope.config import suggest_close
+
 
 class CommandParser(argparse.ArgumentParser):
     """argparse's parser, whose arguments come from the module named by `set_module`, with the first parsing."""
@@ -23,4 +25,12 @@ class CommandParser(argparse.ArgumentParser):
             module, self._module = import_module(self._module), ""
             self.set_defaults(run=module.run)
             module.add_arguments(self)
-        return super().parse_known_args(args, namespace)
+        known, others = super().parse_known_args(args, namespace)
+        if others:  # argparse would say so with the usage of all of `shardscope`
+            self.error(f"unrecognized arguments: {' '.join(others)}{self._near_miss(others[0])}")
+        return known, others
+
+    def _near_miss(self, word: str) -> str:
+        """The flag that `--top_p` or `--max-tokens 3` probably means."""
+        flag = word.partition("=")[0]
+        return suggest_close(flag, self._option_string_actions) if flag.startswith("-") else ""

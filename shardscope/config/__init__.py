@@ -6,7 +6,7 @@ the result once.
 """
 
 from shardscope.config.data import Benchmark, DataConfig, Source, TokenizerConfig
-from shardscope.config.errors import ConfigError, suggest
+from shardscope.config.errors import ConfigError, suggest, suggest_close
 from shardscope.config.fields import choice
 from shardscope.config.loading import load_recipe, recipe_fields
 from shardscope.config.model import PRESETS, LayerKind, ShardConfig
@@ -33,5 +33,6 @@ __all__ = [
     "load_recipe",
     "recipe_fields",
     "suggest",
+    "suggest_close",
     "user_path",
 ]

@@ -28,7 +28,10 @@ def shown(value: Any) -> str:
 def suggest(word: str, known: Iterable[str]) -> str:
     """'; did you mean X?' for a near miss, else the list of what is known."""
     known = list(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(known)}" if known else ""
+    return suggest_close(word, known) or (f"; known: {', '.join(known)}" if known else "")
+
+
+def suggest_close(word: str, there: Iterable[str]) -> str:
+    """'; did you mean X?' for a near miss, else nothing: for files and flags, of which there may be hundreds."""
+    close = difflib.get_close_matches(word, list(there), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from shardscope.config.errors import ConfigError, suggest
+from shardscope.config.errors import ConfigError, suggest_close
 from shardscope.config.recipe import Recipe
 
 MOST_RECIPE = 2**20  # bytes
@@ -35,7 +35,7 @@ def load_recipe(path: str | Path, overrides: Mapping[str, str] | None = None) ->
         values = tomllib.loads(text)
     except FileNotFoundError:
         near = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
-        raise ConfigError(f"{path}: no such recipe{suggest(str(path), near)}") from None
+        raise ConfigError(f"{path}: no such recipe{suggest_close(str(path), near)}") from None
     except RecursionError:
         raise ConfigError(f"{path}: cannot be read as TOML: it is nested too deeply") from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, not TOML, or a number of 5,000 digits

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from shardscope.config import ConfigError, Source, suggest, user_path
+from shardscope.config import ConfigError, Source, suggest, suggest_close, user_path
 from shardscope.data.archives import shown
 from shardscope.data.builtin import BUILTINS, builtin_documents
 from shardscope.data.fields import Template
@@ -54,7 +54,8 @@ def files_of(path: str) -> list[Path]:
         files = sorted(file for file in below if file.name.endswith(SUFFIXES))
     if not files:
         near = [str(file) for file in sorted(place.parent.glob("*"))] if place.parent.is_dir() else []
-        hint = suggest(str(place), near) if near and not place.exists() else f"; files end in {', '.join(SUFFIXES)}"
+        hint = "" if place.exists() else suggest_close(str(place), near)
+        hint = hint or f"; files end in {', '.join(SUFFIXES)}"
         raise ConfigError(f"data.sources: path={shown(path)!r} names no text files{shown(hint)}")
     foreign = [file for file in files if not file.name.endswith(SUFFIXES)]
     if foreign:

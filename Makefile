@@ -101,13 +101,12 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Known vulnerabilities of what is installed, and a bill of materials. The tools stay apart from what they look at.
+# A bill of materials, and known vulnerabilities of what is installed. The tool stays apart from what it looks at.
 # --strict: a package that the database could not be asked about is no package without vulnerabilities.
 audit: $(VENV)/.dev
+	$(BIN)/python -m scripts.bill_of_materials
 	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
-	  $(VENV)/audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit cyclonedx-bom; }
-	$(VENV)/audit/bin/python -m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible --of JSON \
-	  --outfile sbom.json $(BIN)/python
+	  $(VENV)/audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit; }
 	$(VENV)/audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements/test.txt
 
 # The lowest versions that pyproject.toml allows of what the library itself imports; TORCH=2.11.0 for PyTorch's.

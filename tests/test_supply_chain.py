@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from importlib.metadata import PackageNotFoundError, metadata
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import bill_of_materials
 from scripts.dependencies import licence
 
 ROOT = Path(__file__).parents[1]
@@ -93,3 +95,25 @@ def test_an_audit_that_could_not_ask_is_no_clean_one() -> None:
     (audit,) = re.findall(r"pip-audit (--.*)", makefile)
     assert {"--strict", "--require-hashes"} <= set(audit.split())
     assert (ROOT / audit.split()[-1]).is_file()
+
+
+def test_the_bill_of_materials_names_every_package_with_version_licence_and_hashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(r"(?m)^audit:.*\n(?:\t.*\n)*?\t.*-m scripts\.bill_of_materials", makefile)
+    monkeypatch.setattr("sys.argv", ["bill_of_materials.py", "--out", str(tmp_path / "sbom.json")])
+    bill_of_materials.main()
+    bill = json.loads((tmp_path / "sbom.json").read_text(encoding="utf-8"))
+    parts = {part["name"]: part for part in bill["components"]}
+    pinned = {**constraints(), **{name: version for name, (version, _) in locked("test").items()}}
+    assert {name: part["version"] for name, part in parts.items()} == pinned
+    for name, (_, rest) in locked("test").items():
+        (published,) = parts[name]["externalReferences"]
+        assert {digest["content"] for digest in published["hashes"]} == set(re.findall(r"sha256:(\w+)", rest)), name
+    assert all(part["licenses"][0]["license"]["name"] for part in parts.values())
+    named = {part["bom-ref"]: part["name"] for part in parts.values()}
+    (ours,) = bill["dependencies"]
+    core = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    asked = {normal(re.match(r"[\w.-]+", line)[0]) for line in core}  # type: ignore[index]
+    assert asked <= {named[part] for part in ours["dependsOn"]}

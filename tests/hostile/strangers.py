@@ -80,7 +80,9 @@ def read_documents(path: str) -> int:
 
 
 def import_everything() -> None:
+    import pandas
     import pyarrow.parquet
+    import torch._dynamo  # a second's work, which the first hook asks for
     import transformers
     import zstandard
 
@@ -89,7 +91,7 @@ def import_everything() -> None:
     import shardscope.train
     from shardscope.cli import main
 
-    assert all((zstandard, transformers, pyarrow, shardscope))
+    assert all((pandas, pyarrow, shardscope, torch, transformers, zstandard))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
         main(["--help"])
 

@@ -19,6 +19,7 @@ def test_nothing_is_lost_by_dying(recipe_file: Path, tmp_path: Path) -> None:
         "full_disk": 4,
         "read_only": 2,
         "two_trainers": 1,
+        "forks_of_a_run_that_deletes": 3,
     }
     found = die(recipe_file, tmp_path / "deaths", ways, seed=1)
     assert {way: each["lost"] for way, each in found.items()} == {way: [] for way in ways}

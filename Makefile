@@ -89,8 +89,10 @@ test-cpus: $(VENV)/.dev
 	  OMP_NUM_THREADS=$$threads $(BIN)/python -m pytest --quiet -p no:cacheprovider $(CPU_TESTS) || exit 1; \
 	done
 
+# Two at a time, and the twenty browsers alone.
 hostile: $(VENV)/.dev browser
-	SHARDSCOPE_FIGURES=$(FIGURES) $(BIN)/python -m pytest -m hostile tests/hostile
+	SHARDSCOPE_FIGURES=$(FIGURES) $(BIN)/python -m pytest -m "hostile and not browser" --numprocesses 2 --dist worksteal tests/hostile
+	SHARDSCOPE_FIGURES=$(FIGURES) $(BIN)/python -m pytest -m "hostile and browser" tests/hostile
 
 fuzz: $(VENV)/.dev
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP) atheris==$(ATHERIS)

@@ -31,21 +31,20 @@ def kill_evaluations(checkpoint: Path, folder: Path, cases: list[str], timeout: 
     return report
 
 
-def assert_nothing_was_lost(report: dict[str, Any]) -> None:
+def assert_nothing_was_lost(report: dict[str, Any], case: str) -> None:
     """The killed process died of it, the others said so in a sentence, and the second run gives the same answers."""
-    whole = report["undisturbed"]
+    whole, found = report["undisturbed"], report["cases"][case]
     assert whole["calls"] > 10
-    for case, found in report["cases"].items():
-        rank = int(case.split(":")[1])
-        for number, (status, said) in enumerate(found["ends"]):
-            if number == rank:
-                assert status == -signal.SIGKILL, (case, said)
-            else:
-                assert status == 1, (case, said)
-                assert said.startswith(f"error: process {number} of 2 has lost another one"), (case, said)
-        assert [status for status, _ in found["again"]] == [0] * len(found["ends"]), (case, found["again"])
-        assert found["results"]["answers"] == whole["answers"], case
-        assert numbers(found["results"]) == pytest.approx(numbers(whole), rel=1e-12), case  # means of ranks' shares
+    rank, strike = case.split(":")[1:]
+    for number, (status, said) in enumerate(found["ends"]):
+        if number != int(rank):
+            assert status == 1, said
+            assert said.startswith(f"error: process {number} of 2 has lost another one"), said
+        elif status != 0 or not strike.startswith("~"):  # a late moment may find it finished
+            assert status == -signal.SIGKILL, said
+    assert [status for status, _ in found["again"]] == [0] * len(found["ends"]), found["again"]
+    assert found["results"]["answers"] == whole["answers"]
+    assert numbers(found["results"]) == pytest.approx(numbers(whole), rel=1e-12)  # means of ranks' shares
 
 
 def numbers(results: dict[str, Any]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock  # which PyTorch depends on
 
 from shardscope.config import ConfigError
 from shardscope.files import write_json, write_text
@@ -40,6 +41,9 @@ ATTACKS = {
     "read_only": ("a training run", "a file system that is read-only from each change of a file on"),
     "two_trainers": ("a training run", "two processes that train in one folder"),
     "forks_of_a_run_that_deletes": ("a training run", "anneals from a run that deletes its old checkpoints meanwhile"),
+    "evaluations_at_calls": ("an evaluation", "SIGKILL at a call of the model"),
+    "evaluations_at_moments": ("an evaluation", "SIGKILL at moments from its first call of the model to its end"),
+    "evaluations_of_two": ("an evaluation", "SIGKILL of one of two processes at a call of the model"),
     "flips": ("a checkpoint", "a bit flipped, in each of its files"),
     "cuts": ("a checkpoint", "a file cut short, lengthened, or gone"),
     "lost_blocks": ("a checkpoint", "512 or 4096 bytes replaced by zeros, or by those of another place"),
@@ -97,16 +101,18 @@ class Count:
 
 
 def record(file: Path, counts: dict[str, Count], seconds: float) -> None:
-    """Write the figures of these attacks into `file`, among those of others."""
-    figures = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    for name, count in counts.items():
-        what, how = ATTACKS[name]
-        figures[name] = {
-            "attacked": what, "by": how, "tried": count.tried, "unharmed": count.unharmed, "refused": count.refused,
-            "lost": count.lost, **count.measured, "seconds": round(seconds), "date": time.strftime("%Y-%m-%d"),
-            "python": platform.python_version(), "torch": torch.__version__,
-        }  # fmt: skip
-    write_json(file, {name: figures[name] for name in ATTACKS if name in figures})
+    """Write the figures of these attacks into `file`, among those of others. Several processes may do so at once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        figures = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        for name, count in counts.items():
+            what, how = ATTACKS[name]
+            figures[name] = {
+                "attacked": what, "by": how, "tried": count.tried, "unharmed": count.unharmed, "refused": count.refused,
+                "lost": count.lost, **count.measured, "seconds": round(seconds), "date": time.strftime("%Y-%m-%d"),
+                "python": platform.python_version(), "torch": torch.__version__,
+            }  # fmt: skip
+        write_json(file, {name: figures[name] for name in ATTACKS if name in figures})
 
 
 def table(figures: dict[str, dict[str, Any]]) -> str:

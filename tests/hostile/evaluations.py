@@ -6,8 +6,9 @@ threads of a library do not survive a fork.
     python tests/hostile/evaluations.py CHECKPOINT FOLDER CASE [CASE ...]
 
 CASE is `PROCESSES:RANK:CALL`: of so many processes, the one of this rank is killed by SIGKILL at its call of the model
-of this number; or `PROCESSES:RANK:~MILLISECONDS`, so long after its first call. Prints a JSON object with the results
-of an undisturbed run and, for each case, how its processes ended, and the results and calls of the run that went on.
+of this number; or `PROCESSES:RANK:~SHARE`, after this share of the time that an undisturbed run takes from its first
+call on. Prints a JSON object with the results of an undisturbed run and, for each case, how its processes ended, and
+the results and calls of the run that went on.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ LIMIT = 4
 
 
 def evaluate(checkpoint: str, folder: Path, cache: str | None, strike: str) -> dict[str, Any]:
-    """Scores and answers of every task, and how often the model was asked; {} in other processes than the first."""
+    """Scores and answers of every task, how often the model was asked and for how long; {} but in the first process."""
     sample = ROOT / "evals" / "sample"
     calls = count_calls(strike, None if cache is None else f"{cache}_rank{os.environ.get('RANK', '0')}.db")
     lm = ShardLM(checkpoint, device="cpu", batch_size=1)
@@ -60,20 +61,21 @@ def evaluate(checkpoint: str, folder: Path, cache: str | None, strike: str) -> d
         task: [[*map(str, row["resps"])] for row in sorted(rows, key=lambda row: row["doc_id"])]
         for task, rows in found["samples"].items()
     }
-    return {"scores": found["results"], "answers": answers, "calls": len(calls)}
+    seconds = time.monotonic() - calls[0] if calls else 0.0
+    return {"scores": found["results"], "answers": answers, "calls": len(calls), "seconds": seconds}
 
 
-def count_calls(strike: str, cache: str | None) -> list[str]:
-    """Every call of the model from now on; at the one that `strike` numbers, or so long after the first, SIGKILL."""
-    calls: list[str] = []
+def count_calls(strike: str, cache: str | None) -> list[float]:
+    """When each call of the model was; at the one that `strike` numbers, or `~` seconds after the first, SIGKILL."""
+    calls: list[float] = []
 
     def counted(name: str) -> None:
         real = getattr(harness, name)
 
         def call(*arguments: Any, **more: Any) -> Any:
-            calls.append(name)
+            calls.append(time.monotonic())
             if strike.startswith("~") and len(calls) == 1:
-                threading.Timer(int(strike[1:]) / 1000, kill).start()
+                threading.Timer(float(strike[1:]), kill).start()
             if strike == str(len(calls)):
                 while cache and not holds_an_answer(cache):  # it is written by a thread of its own
                     time.sleep(0.01)
@@ -137,6 +139,8 @@ def main() -> None:
     report: dict[str, Any] = {"undisturbed": run(checkpoint, folder, "undisturbed")[1], "cases": {}}
     for case in sys.argv[3:]:
         processes, rank, strike = case.split(":")
+        if strike.startswith("~"):
+            strike = f"~{float(strike[1:]) * report['undisturbed']['seconds']}"
         name = case.replace(":", "-")
         ends, _ = run(checkpoint, folder, name, int(processes), int(rank), strike)
         again, results = run(checkpoint, folder, name, int(processes))

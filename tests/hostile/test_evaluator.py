@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from killing import assert_nothing_was_lost, kill_evaluations, numbers
+from attacks import Count
+from killing import assert_nothing_was_lost, kill_evaluations
 
 pytest.importorskip("lm_eval")
 
@@ -18,19 +19,19 @@ pytestmark = [
 ]
 
 
-def test_killed_at_every_call_of_the_model(formats: tuple[Path, Path], tmp_path: Path) -> None:
-    cases = [f"1:0:{call}" for call in range(2, 13)]
-    assert_nothing_was_lost(kill_evaluations(formats[0], tmp_path, cases, timeout=3000))
-
-
-def test_one_of_two_processes_killed(formats: tuple[Path, Path], tmp_path: Path) -> None:
-    cases = [f"2:{rank}:{call}" for rank in (0, 1) for call in (2, 3, 5)]
-    assert_nothing_was_lost(kill_evaluations(formats[0], tmp_path, cases, timeout=3000))
-
-
-def test_killed_at_any_moment(formats: tuple[Path, Path], tmp_path: Path) -> None:
-    report = kill_evaluations(formats[0], tmp_path, [f"1:0:~{moment}" for moment in range(1, 400, 20)], timeout=3000)
-    for case, found in report["cases"].items():
-        assert found["ends"][0][0] in (-signal.SIGKILL, 0), (case, found["ends"])  # a late one may find it finished
-        assert found["results"]["answers"] == report["undisturbed"]["answers"], case
-        assert numbers(found["results"]) == numbers(report["undisturbed"]), case
+@pytest.mark.parametrize(
+    ("name", "cases"),
+    [
+        ("evaluations_at_calls", [f"1:0:{call}" for call in range(2, 13)]),
+        ("evaluations_at_moments", [f"1:0:~{hundredth / 100}" for hundredth in range(1, 100, 5)]),
+        ("evaluations_of_two", [f"2:{rank}:{call}" for rank in (0, 1) for call in (2, 3, 4, 5)]),
+    ],
+)
+def test_an_evaluation_that_was_killed_goes_on_to_the_same_results(
+    formats: tuple[Path, Path], tmp_path: Path, attack: Callable[[str], Count], name: str, cases: list[str]
+) -> None:
+    count, report = attack(name), kill_evaluations(formats[0], tmp_path, cases, timeout=3000)
+    for case in cases:
+        with count.attempt(case):
+            assert_nothing_was_lost(report, case)
+    assert count.lost == []

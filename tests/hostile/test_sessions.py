@@ -29,6 +29,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="the page tests nee
 
 pytestmark = [
     pytest.mark.hostile,
+    pytest.mark.browser,
     pytest.mark.timeout(3600),
     pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the memory of the server"),
 ]

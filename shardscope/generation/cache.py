@@ -45,6 +45,8 @@ class Span:
     rows: Int[Tensor, "new"]  # where each new position comes from and goes to
     columns: Int[Tensor, "new"] | None  # None: one new position in each row of the cache
     slots: Int[Tensor, "new"]
+    # Rows, heads and slots of the cache that the new positions fill as one block; None: they lie scattered.
+    block: tuple[slice, slice, slice] | None
 
     @cached_property
     def key(self) -> Int[Tensor, "batch key"]:
@@ -86,8 +88,11 @@ class LayerCache:
         # A chunk's first queries still see positions that its last ones overwrite, so join before writing.
         together = []
         for cached, new in ((self.keys, k), (self.values, v)):
-            old = cached[:, :, : span.held] if span.batch_rows is None else cached[span.batch_rows, :, : span.held]
-            together.append(torch.cat([old, new.transpose(1, 2)], dim=2))
+            slots = new.transpose(1, 2)
+            if span.held:
+                old = cached[:, :, : span.held] if span.batch_rows is None else cached[span.batch_rows, :, : span.held]
+                slots = torch.cat([old, slots], dim=2)
+            together.append(slots)
         if span.attempt:
             self._attempted = k, v
         else:
@@ -104,13 +109,14 @@ class LayerCache:
         k, v = self._attempted
         self._attempted = None
         first = slice(count)
-        self._write(k, v, replace(span, rows=span.rows[first], columns=span.columns[first], slots=span.slots[first]))
+        accepted = {"rows": span.rows[first], "columns": span.columns[first], "slots": span.slots[first]}
+        self._write(k, v, replace(span, **accepted, block=None))
 
     def _write(self, k: QKV, v: QKV, span: Span) -> None:
         rows = span.rows if span.batch_rows is None else span.batch_rows[span.rows]
         for cached, new in ((self.keys, k), (self.values, v)):
-            if span.columns is None and len(cached) == 1:
-                cached.index_copy_(2, span.slots, new.transpose(1, 2))
+            if span.block is not None:
+                cached[span.block] = new.transpose(1, 2)
             else:
                 cached[rows, :, span.slots] = new[:, 0] if span.columns is None else new[span.rows, span.columns]
 
@@ -140,10 +146,14 @@ class KVCache:
             is_new = torch.arange(pos, device=self.device) < torch.tensor(counts, device=self.device)[:, None]
             rows, columns = is_new.nonzero(as_tuple=True)
         new = query[:, 0] if columns is None else query[rows, columns]
+        together = range(chosen[0], chosen[0] + len(chosen))
+        aligned = list(chosen) == list(together) and set(counts) == {pos} and len(set(lengths)) == 1
         by_kind: dict[tuple[int | None, int], Span] = {}
         for window, size in zip(self.windows, self.sizes, strict=True):
             if (window, size) not in by_kind:
                 held = min(max(lengths) + single, size)
+                start = lengths[0] % size
+                filled = (slice(together.start, together.stop), slice(None), slice(start, start + pos))
                 by_kind[window, size] = Span(
                     window=window,
                     size=size,
@@ -154,6 +164,7 @@ class KVCache:
                     rows=rows,
                     columns=columns,
                     slots=new % size,
+                    block=filled if aligned and start + pos <= size else None,
                 )
         return [by_kind[kind] for kind in zip(self.windows, self.sizes, strict=True)]
 

@@ -28,6 +28,8 @@ from shardscope.threads import use_free_cores
 PREFILL_CHUNK = 512  # positions of a prompt that pass through the model at once
 # Tokens that are worth a call of their own: rows of unlike lengths are only split into groups larger than this.
 UNSPLIT = {"cpu": 48, "cuda": 8192}
+# Tokens of a call at most: the activations of more leave a CPU's cache, and every operation then waits for memory.
+AT_ONCE = {"cpu": 2048}
 
 
 class Piece(NamedTuple):
@@ -60,9 +62,10 @@ class Decoder:
 
     def feed(self, sequences: Sequence[Sequence[int]]) -> Iterator[Piece]:
         """Append token sequences of any lengths, chunk by chunk."""
+        device = self.model.device.type
         for first in range(0, max(map(len, sequences)), self.chunk):
             lengths = {row: min(len(s) - first, self.chunk) for row, s in enumerate(sequences) if len(s) > first}
-            for rows in _alike(lengths, UNSPLIT.get(self.model.device.type, 0)):
+            for rows in _alike(lengths, UNSPLIT.get(device, 0), AT_ONCE.get(device)):
                 yield self._piece(sequences, first, rows)
 
     def _piece(self, sequences: Sequence[Sequence[int]], first: int, rows: list[int]) -> Piece:
@@ -125,13 +128,17 @@ class Decoder:
         return self._packed
 
 
-def _alike(lengths: dict[int, int], least: int) -> list[list[int]]:
-    """Rows in groups of like length: padding costs about a fifth at most; each but the last has `least` tokens."""
+def _alike(lengths: dict[int, int], least: int, most: int | None = None) -> list[list[int]]:
+    """Rows in groups of like length: padding costs about a fifth at most; each but the last has `least` tokens.
+
+    No group but of one row has more than `most` tokens, padding included.
+    """
     groups: list[list[int]] = [[]]
     tokens = 0
     for row in sorted(lengths, key=lambda row: lengths[row]):
         padded = (len(groups[-1]) + 1) * lengths[row]
-        if tokens >= least and padded > 1.2 * (tokens + lengths[row]):
+        wasteful = tokens >= least and padded > 1.2 * (tokens + lengths[row])
+        if groups[-1] and (wasteful or (most is not None and padded > most)):
             groups.append([])
             tokens = 0
         groups[-1].append(row)
@@ -166,7 +173,7 @@ class Packed:
     def logits(self, hidden: Residual) -> Float[Tensor, "batch pos vocab"]:
         """Capped logits of `hidden`."""
         cap = self.config.logit_cap
-        return cap * torch.tanh(product(hidden, self.W_U).float() / cap)
+        return product(hidden, self.W_U).float().div_(cap).tanh_().mul_(cap)
 
 
 def attend_cached(layer: LayerCache, span: Span, attn: Attention, q: QKV, k: QKV, v: QKV) -> QKV:

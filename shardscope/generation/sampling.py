@@ -116,7 +116,7 @@ class Sampler:
     def __call__(self, logits: Float[Tensor, "batch vocab"]) -> tuple[list[int], list[float]]:
         """The chosen ids, and their log-probabilities under the model itself (before penalty, temperature, cuts)."""
         ids = self.choose(logits, self.next_uniforms(1)[0].to(logits.device))
-        logprobs = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(dim=-1)
+        logprobs = logits.log_softmax(dim=-1).gather(1, ids[:, None])[:, 0]
         return ids.tolist(), logprobs.tolist()
 
     def choose(self, logits: Float[Tensor, "batch vocab"], uniform: Float[Tensor, "batch"]) -> Int[Tensor, "batch"]:

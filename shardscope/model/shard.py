@@ -198,7 +198,9 @@ class MLP(nn.Module):
             return torch.cat([self.forward(piece) for piece in x.split(MLP_POSITIONS, dim=1)], dim=1)
         if self.fp8 and x.dtype == torch.bfloat16 and not watched:
             return fp8_mlp(x, self.W_gate, self.W_in, self.W_out)
-        if apart or not torch.is_grad_enabled():
+        if not (watched or torch.is_grad_enabled()):
+            post = F.silu(product(x, self.W_gate), inplace=True).mul_(product(x, self.W_in))
+        elif apart or not torch.is_grad_enabled():
             post = F.silu(self.hook_pre(product(x, self.W_gate))) * self.hook_pre_linear(product(x, self.W_in))
         else:
             # One product for both, forward and backward; where there is only a forward it is not worth joining them.

@@ -10,7 +10,7 @@ from rounding import A_LOGIT
 from torch import Tensor
 
 from shardscope import Shard, ShardConfig
-from shardscope.generation import Decoder
+from shardscope.generation import Decoder, forward
 from shardscope.generation.cache import held_positions
 
 CLOSE = {"rtol": 1e-5, "atol": A_LOGIT}
@@ -180,3 +180,41 @@ def test_a_hook_that_replaces_an_activation_steers_cached_decoding_too(tiny_mode
 def test_more_positions_at_once_than_the_window_are_refused(tiny_model: Shard) -> None:
     with pytest.raises(ValueError, match="9 new positions at once; a chunk holds at most 8"):
         Decoder(tiny_model, 1, 20).hidden(torch.tensor([tokens_of(9)]), [9])
+
+
+def test_rows_that_lie_one_after_the_other_are_written_as_one_block_and_others_where_they_belong(
+    tiny_model: Shard,
+) -> None:
+    window, prompt = tiny_model.config.window, tokens_of(5)
+    decoder = Decoder(tiny_model, 3, 40)
+    decoder.prefill([prompt, prompt, prompt])
+    alike = decoder.cache.spans([1, 1, 1], 1)[0].block
+    assert alike == (slice(0, 3), slice(None), slice(5, 6))
+    assert decoder.cache.spans([2, 2], 2, [0, 2])[0].block is None  # a row between them takes no part
+    assert decoder.cache.spans([2, 2], 2, [2, 1])[0].block is None  # they change places
+    assert decoder.cache.spans([2, 1, 2], 2)[0].block is None  # the second is padded
+    assert decoder.cache.spans([window - 4] * 3, window - 4)[0].block is None  # it passes the end of the ring
+    # Row by row, each with tokens of its own: what one call does for all, three calls do as well.
+    texts = [tokens_of(2, seed=seed) for seed in range(3)]
+    pieces = list(decoder.feed(texts))
+    apart = Decoder(tiny_model, 3, 40)
+    apart.prefill([prompt, prompt, prompt])
+    for row in (2, 0, 1):
+        apart.hidden(torch.tensor([texts[row]]), [2], [row])
+    assert [piece.rows for piece in pieces] == [[0, 1, 2]]
+    for together, single in zip(decoder.cache.layers, apart.cache.layers, strict=True):
+        torch.testing.assert_close(together.keys, single.keys, **CLOSE)
+        torch.testing.assert_close(together.values, single.values, **CLOSE)
+
+
+def test_no_call_has_more_tokens_than_fit_the_processors_cache_and_the_logits_stay_the_same(
+    tiny_model: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [tokens_of(length, seed=length) for length in (7, 8, 8, 3, 8, 6, 8)]
+    expected = Decoder(tiny_model, len(prompts), 20).prefill(prompts)
+    monkeypatch.setitem(forward.AT_ONCE, "cpu", 20)
+    pieces = list(Decoder(tiny_model, len(prompts), 20).feed(prompts))
+    assert sorted(row for piece in pieces for row in piece.rows) == list(range(7))
+    assert max(piece.hidden.shape[0] * piece.hidden.shape[1] for piece in pieces) <= 20
+    found = Decoder(tiny_model, len(prompts), 20).prefill(prompts)
+    torch.testing.assert_close(found, expected, **CLOSE)

@@ -108,9 +108,8 @@ class LayerCache:
         assert span.columns is not None
         k, v = self._attempted
         self._attempted = None
-        first = slice(count)
-        accepted = {"rows": span.rows[first], "columns": span.columns[first], "slots": span.slots[first]}
-        self._write(k, v, replace(span, **accepted, block=None))
+        rows, columns, slots = span.rows[:count], span.columns[:count], span.slots[:count]
+        self._write(k, v, replace(span, rows=rows, columns=columns, slots=slots, block=None))
 
     def _write(self, k: QKV, v: QKV, span: Span) -> None:
         rows = span.rows if span.batch_rows is None else span.batch_rows[span.rows]

@@ -31,7 +31,7 @@ from shardscope.failures.atlas import (
     sampling,
 )
 from shardscope.failures.atlas.records import SETTINGS, column_lines, parse_column
-from shardscope.failures.atlas.sampling import cache_bytes
+from shardscope.failures.atlas.sampling import cache_bytes, relabelled
 from shardscope.failures.intervals import difference
 from shardscope.failures.prompts import Retrieval, SuitePrompt
 from shardscope.files import WriteError
@@ -458,6 +458,18 @@ def test_the_built_in_models_atlas_is_of_the_weights_that_ship() -> None:
     prompt = next(prompt for prompt in atlas.settings.prompts if prompt.id == looping.prompt)
     again = generate(load(BUILT_IN, device="cpu"), prompt.text, max_new_tokens=24)
     assert again.ids == looping.ids[:24]
+
+
+def test_the_built_in_models_atlas_has_the_labels_that_todays_rules_give() -> None:
+    atlas = built_in_atlas()
+    [column] = atlas.columns
+    today = relabelled(column, atlas.settings, load(BUILT_IN, device="cpu"))
+    stale = [
+        f"{before.prompt}, temperature {before.temperature}, seed {before.seed}: {before.primary}, now {now.primary}"
+        for before, now in zip(column.samples, today.samples, strict=True)
+        if before != now
+    ]
+    assert stale == [], "the rules have changed; run python scripts/make_built_in_atlas.py"
 
 
 def test_a_planted_sentence_is_what_the_planted_model_says(tiny_tokenizer: Tokenizer) -> None:

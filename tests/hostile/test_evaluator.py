@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,3 +36,5 @@ def test_an_evaluation_that_was_killed_goes_on_to_the_same_results(
         with count.attempt(case):
             assert_nothing_was_lost(report, case)
     assert count.lost == []
+    killed = sum(-signal.SIGKILL in [status for status, _ in found["ends"]] for found in report["cases"].values())
+    assert killed > len(cases) // 2, "most of them had ended before their moment came"

@@ -147,10 +147,13 @@ def resolve_checkpoint(path: str | Path | None = None) -> Path:
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    found = [p for p in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
-    whole = [p for p in found if (p / WEIGHTS).exists() and (p / CONFIG).exists()]
-    return sorted(whole, key=lambda p: int(p.name.removeprefix("step-")))
+    """The whole checkpoints of a run, oldest first; also of one that is training and deletes its older ones."""
+    while True:
+        found = [p for p in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
+        whole = [p for p in found if (p / WEIGHTS).exists() and (p / CONFIG).exists()]
+        # Where one has gone away meanwhile, the run has saved another, which may not be among them.
+        if all(map(os.path.lexists, found)):
+            return sorted(whole, key=lambda p: int(p.name.removeprefix("step-")))
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:

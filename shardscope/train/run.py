@@ -126,21 +126,33 @@ def newest_checkpoint(run: Path) -> Path | None:
 def find_stable(start_from: str) -> Path:
     """The checkpoint an anneal forks from: the one named, a run's newest of the stable phase, or RUN@STEP."""
     path, step = _run_and_step(start_from)
-    checkpoints = [c for c in list_checkpoints(path) if (c / STATE).exists()]
-    if not checkpoints:
+    phases = _phases(path)
+    if not phases:
         return resolve_checkpoint(path)
-    stable = {step_of(c): c for c in checkpoints if phase_at(c) == "stable"}
+    stable = {step_of(c): c for c, phase in phases.items() if phase == "stable"}
     offered = f"; its stable phase has {', '.join(f'{path}@{kept}' for kept in stable)}" if stable else ""
     if step is not None and step not in stable:
-        there = {step_of(c): phase_at(c) for c in checkpoints}
+        there = {step_of(c): phase for c, phase in phases.items()}
         found = f"is in its {there[step]}" if step in there else "is not there"
         raise CheckpointError(f"start_from={start_from!r}: the checkpoint of step {step} {found}{offered}")
     if not stable:
+        newest, phase = list(phases.items())[-1]
         raise CheckpointError(
-            f"{path} has no checkpoint of the stable phase, its newest is at step {step_of(checkpoints[-1])} in "
-            f"{phase_at(checkpoints[-1])}; name a checkpoint folder itself to start from it all the same"
+            f"{path} has no checkpoint of the stable phase, its newest is at step {step_of(newest)} in {phase}; "
+            "name a checkpoint folder itself to start from it all the same"
         )
     return stable[max(stable) if step is None else step]
+
+
+def _phases(run: Path) -> dict[Path, str | None]:
+    """A run's checkpoints with a training state, oldest first, and the phase of each.
+
+    Looked for again where the run, which may be training, has deleted one of them meanwhile.
+    """
+    while True:
+        phases = {c: phase_at(c) for c in list_checkpoints(run) if (c / STATE).exists()}
+        if all(checkpoint.exists() for checkpoint in phases):
+            return phases
 
 
 def _run_and_step(start_from: str) -> tuple[Path, int | None]:

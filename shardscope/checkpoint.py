@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ PARTS = (WEIGHTS, CONFIG, TOKENIZER, OPTIMIZER, STATE)
 BUILT_IN = Path(__file__).parent / "builtin"
 RUNS = Path("runs")
 MOST_STEPS = 2**53  # beyond which a step is no number of a run
+Read = TypeVar("Read")
 
 
 class CheckpointError(ConfigError):
@@ -95,20 +96,38 @@ def load(
     large files. Raises CheckpointError, or ConfigError for an absent device.
     """
     place = pick_device(device)
-    folder = resolve_checkpoint(path)
-    with _compared(folder, (WEIGHTS, CONFIG, TOKENIZER)) if verify else nullcontext():
-        config = read_config(folder)
-        weights = read_weights(folder, config)
-        stored = next(iter(weights.values())).dtype
-        model = Shard.of_weights(config, weights, dtype or stored, place)
-        if os.path.lexists(folder / TOKENIZER):
-            model.tokenizer = Tokenizer.load(file_inside(folder, TOKENIZER, CheckpointError))
-            if model.tokenizer.vocab_size > config.vocab_size:
-                raise CheckpointError(
-                    f"{folder}: the tokenizer has {model.tokenizer.vocab_size} entries but the model only "
-                    f"{config.vocab_size}; put the tokenizer.json that the model was trained with beside it"
-                )
-    return model.eval()
+    names = (WEIGHTS, CONFIG, TOKENIZER)
+
+    def read(folder: Path) -> Shard:
+        with _compared(folder, names) if verify else nullcontext():
+            config = read_config(folder)
+            weights = read_weights(folder, config)
+            stored = next(iter(weights.values())).dtype
+            model = Shard.of_weights(config, weights, dtype or stored, place)
+            if os.path.lexists(folder / TOKENIZER):
+                model.tokenizer = Tokenizer.load(file_inside(folder, TOKENIZER, CheckpointError))
+                if model.tokenizer.vocab_size > config.vocab_size:
+                    raise CheckpointError(
+                        f"{folder}: the tokenizer has {model.tokenizer.vocab_size} entries but the model only "
+                        f"{config.vocab_size}; put the tokenizer.json that the model was trained with beside it"
+                    )
+        return model.eval()
+
+    return _newest(path, read)
+
+
+def _newest(path: str | Path | None, read: Callable[[Path], Read]) -> Read:
+    """What `read` makes of the checkpoint that `path` means: of the next one, where a run deletes it meanwhile."""
+    while True:
+        folder = resolve_checkpoint(path)
+        try:
+            found = read(folder)
+        except (ConfigError, OSError):
+            if folder.exists():
+                raise
+        else:
+            if folder.exists():
+                return found
 
 
 @contextmanager
@@ -273,10 +292,12 @@ def describe(path: str | Path | None = None) -> str:
 
     Compares every file with the manifest. Raises CheckpointError.
     """
-    folder = resolve_checkpoint(path)
-    with _compared(folder, PARTS):
-        facts = _described(folder)
-    return "\n".join(f"{name:14} {value}" for name, value in facts.items())
+
+    def read(folder: Path) -> dict[str, object]:
+        with _compared(folder, PARTS):
+            return _described(folder)
+
+    return "\n".join(f"{name:14} {value}" for name, value in _newest(path, read).items())
 
 
 def _described(folder: Path) -> dict[str, object]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deleted_meanwhile import at_every_question
 from safetensors.torch import load_file, save_file
 
 from shardscope import Shard, files, load
@@ -139,6 +140,27 @@ def test_a_checkpoint_that_lacks_a_file_does_not_count(tmp_path: Path, tiny_mode
         save_checkpoint(tmp_path / "checkpoints" / f"step-{step:08d}", tiny_model)
     (tmp_path / "checkpoints" / "step-00000002" / "config.json").unlink()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_whenever_a_run_deletes_its_checkpoint_all_of_the_newest_is_loaded(
+    tmp_path: Path, tiny_model: Shard, tiny_tokenizer: Tokenizer, verify: bool
+) -> None:
+    older = save_checkpoint(checkpoint_folder(tmp_path / "run", 1), tiny_model, tokenizer=tiny_tokenizer)
+    with torch.no_grad():
+        tiny_model.embed.W_E.mul_(2)
+    newer = save_checkpoint(tmp_path / "step-00000002", tiny_model, tokenizer=tiny_tokenizer)
+    found = list(at_every_question(older, newer, lambda: load(tmp_path / "run", verify=verify)))
+    assert len(found) > 10
+    for model in found:
+        assert torch.equal(model.embed.W_E, tiny_model.embed.W_E)
+        assert model.tokenizer is not None
+    described = list(at_every_question(older, newer, lambda: describe(tmp_path / "run")))
+    assert len(described) > 10
+    assert all("step-00000002" in text for text in described)
+    missing = r"step-00000001: no such checkpoint"
+    with pytest.raises(CheckpointError, match=missing):
+        list(at_every_question(older, newer, lambda: load(older)))
 
 
 def test_a_run_means_its_newest_checkpoint_and_no_path_the_built_in_one(tmp_path: Path, tiny_model: Shard) -> None:

@@ -197,8 +197,8 @@ def look_at_samples(
 
 def stay_with(shown: Looping) -> None:
     """What was found out about one sample is not asked of the next by itself; only an address asks at once."""
-    if st.session_state.setdefault("explained", shown.key) != shown.key:
-        st.session_state.update(explained=shown.key, cause=False, without=False)
+    if st.session_state.setdefault("sample_explained", shown.key) != shown.key:
+        st.session_state.update(sample_explained=shown.key, cause=False, without=False)
 
 
 def draw_sample(shown: Looping, labels: Labels) -> None:
@@ -209,8 +209,8 @@ def draw_sample(shown: Looping, labels: Labels) -> None:
     with st.container(border=True):
         marked_text(before, sample.text, evidence(sample, labels, tokenizer), key="sample text")
     draw_flags(labels)
-    right = f" · a right answer would hold {' or '.join(prompt.gold)}" if prompt.gold else ""
-    st.caption(f"{describe(labels)} · {len(sample.ids)} tokens, {STOPS[sample.stop_reason or 'length']}{plain(right)}")
+    right = f" · a right answer would hold {plain(' or '.join(prompt.gold))}" if prompt.gold else ""
+    st.caption(f"{describe(labels)} · {len(sample.ids)} tokens, {STOPS[sample.stop_reason or 'length']}{right}")
     exports.buttons(
         "sample",
         shown.file_name("flags"),

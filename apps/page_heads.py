@@ -12,7 +12,9 @@ import streamlit as st
 
 from apps.page_attention import UNBOUNDED, cell_of, score_table
 from apps.parts import address, exports
-from apps.parts.biography import biographies_of, changing_most, draw_curves, head_names, heads_cell, heads_table
+from apps.parts.biography import draw_curves
+from apps.parts.biography_files import biographies_of
+from apps.parts.biography_tables import changing_most, head_names, heads_cell, heads_table
 from apps.parts.caching import cached_scores, cached_scores_of
 from apps.parts.checkpoints import run_of
 from apps.parts.heads import Head, head_grid
@@ -198,7 +200,7 @@ def draw_training(asked: Asked, followed: Sequence[Head], by: str) -> None:
         alt.Chart(table)
         .mark_line(point=True)
         .encode(
-            x=alt.X("step:Q"),
+            x=alt.X("step:Q", axis=alt.Axis(tickMinStep=1, format="d")),
             y=alt.Y("score:Q", title=by, scale=alt.Scale(zero=by not in UNBOUNDED)),
             color=_head_color(),
             tooltip=["head", "step", alt.Tooltip("score:Q", format=".4f")],
@@ -217,23 +219,23 @@ def draw_training(asked: Asked, followed: Sequence[Head], by: str) -> None:
 def draw_biography(run: Path | None, followed: Sequence[Head], by: str) -> None:
     """The score as the run's training probed it; where there is no such run, that of the one that came with it."""
     own = [] if run is None else [(run.name, run)]
-    told = next(iter(biographies_of(own)), None)
-    biography = None if told is None else told.read()
-    if told is None or biography is None or by not in biography.heads:
+    file = next(iter(biographies_of(own)), None)
+    biography = None if file is None else file.read()
+    if file is None or biography is None or by not in biography.heads:
         return
-    if told.ours:
+    if file.shipped:
         st.caption(
-            f"The training of this checkpoint has not been probed here. As an example, the heads of {plain(told.name)} "
-            "that change most; the Runs page has all of it."
+            "The training of this checkpoint was not probed here, or only once. As an example, the heads of "
+            f"{plain(file.name)} that change most; the Runs page has all of it."
         )
-        draw_curves(told, biography, by, changing_most(biography, by, FOLLOWED))
+        draw_curves(file, biography, by, changing_most(biography, by, FOLLOWED))
     else:
         there = set(head_names(biography).values())
-        draw_curves(told, biography, by, [head for head in followed if head in there])
+        draw_curves(file, biography, by, [head for head in followed if head in there])
     exports.buttons(
         "biography of heads",
         f"shardscope-biography-{by}",
-        lambda: heads_cell(told, by),
+        lambda: heads_cell(file, by),
         lambda: heads_table(biography, by),
         picture=False,
     )

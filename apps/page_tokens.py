@@ -156,9 +156,9 @@ def explain_choice(asked: Asked, lens: LogitLens, query: int) -> None:
     options = list(dict.fromkeys([actual, *map(int, lens.tokens[-1, place])]))
     # The two were chosen for one token after one text, or came with the address; for another they start over.
     read = asked.ids[: query + 1]
-    if st.session_state.get("explained", read) != read:
+    if st.session_state.get("token_explained", read) != read:
         st.session_state.target = st.session_state.against = -1
-    st.session_state.explained = read
+    st.session_state.token_explained = read
     address.one_of("target", options)
     others = [id for id in options if id != st.session_state.target]
     address.one_of("against", others)

@@ -9,7 +9,6 @@ from typing import Any
 import streamlit as st
 
 from apps.parts.checkpoints import FAILURES
-from shardscope.checkpoint import MOST_STEPS
 from shardscope.files import regular_file
 from shardscope.train.metrics import FILE, read_metrics
 from shardscope.visible import visible
@@ -35,7 +34,6 @@ def _lines(run: bytes, changed: float) -> tuple[list[dict[str, Any]], str]:
         return [], ""
     try:
         regular_file(folder / FILE)
-        lines = read_metrics(folder)
+        return read_metrics(folder), ""
     except FAILURES as error:
         return [], visible(str(error))
-    return [line for line in lines if 0 <= line["step"] < MOST_STEPS], ""

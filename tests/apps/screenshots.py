@@ -39,7 +39,7 @@ PICTURES: dict[str, tuple[str, dict[str, object], str, str, int, str]] = {
     ),
     "tokens": ("tokens", {"query": 79, "ablate": "3.0"}, "[data-shows=attribution]", "", 1280, "light"),
     "heads": ("heads", {**RUN, "by": "previous", "follow": True}, ".vega-embed", "", 1280, "dark"),
-    "runs": ("runs", {"curve": "bits_per_byte"}, ".vega-embed", "", 1280, "light"),
+    "runs": ("runs", {"curve": "bits_per_byte"}, ".vega-embed", ".st-key-take-biography-of-heads", 1280, "light"),
     "atlas": ("failures", A_LOOP, ".marked", ".st-key-take-sample", 1280, "light"),
     "failures": ("failures", {**A_LOOP, "cause": True, "without": True}, ".marked >> nth=2", "", 1280, "light"),
     "phone": ("attention", {"layer": 0, "head": 1, "map": "band"}, "[data-shows^=pattern]", MAP, 390, "dark"),
@@ -72,6 +72,8 @@ def take(runs: Path, names: Sequence[str]) -> None:
                 assert box is not None
                 height = box["y"] + box["height"]
             top = page.locator(BEGINS[name]).first.bounding_box()["y"] - 20 if name in BEGINS else 0
+            # What is drawn again every two seconds fades while it is.
+            page.wait_for_function("!document.querySelector('[data-stale=true]')")
             clip = {"x": 0, "y": top, "width": width, "height": int(height) + 20 - top}
             save(page.screenshot(clip=clip), IMAGES / f"{name}.png")
             page.close()

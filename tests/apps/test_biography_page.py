@@ -22,8 +22,8 @@ pytest.importorskip("streamlit", reason="the explorer needs the [app] extra")
 
 from streamlit.testing.v1 import AppTest
 
-from apps.parts import biography as part
-from apps.parts.biography import Told, biographies_of
+from apps.parts import biography_tables as tables
+from apps.parts.biography_files import BiographyFile, biographies_of
 
 EXPLORER = Path(__file__).parents[2] / "apps" / "explorer.py"
 PROBES, APPEARS = 24, 12  # the probe at which induction appears in layer 1, head 2
@@ -115,7 +115,7 @@ def test_an_address_that_means_nothing_shows_the_defaults(
 
 
 def test_a_line_that_training_adds_is_there_at_the_next_look(run: Path, tiny_config: ShardConfig) -> None:
-    told = Told("tiny-run", run)
+    told = BiographyFile("tiny-run", run)
     assert len(told.read().steps) == PROBES
     with (run / BIOGRAPHY).open("a") as file:
         file.write(json.dumps(probe(240, tiny_config, np.random.default_rng(1))) + "\n")
@@ -123,9 +123,11 @@ def test_a_line_that_training_adds_is_there_at_the_next_look(run: Path, tiny_con
     assert told.read().steps[-1] == 240
 
 
-@pytest.mark.parametrize("broken", ["a pipe", "a folder", "not JSON", "empty", "of another kind", "a missing link"])
+@pytest.mark.parametrize(
+    "broken", ["a pipe", "a folder", "not JSON", "empty", "of another kind", "without matrices", "a missing link"]
+)
 def test_a_biography_that_cannot_be_read_is_passed_over(
-    monkeypatch: pytest.MonkeyPatch, run: Path, broken: str
+    monkeypatch: pytest.MonkeyPatch, run: Path, tiny_config: ShardConfig, broken: str
 ) -> None:
     path = run / BIOGRAPHY
     path.unlink()
@@ -136,35 +138,58 @@ def test_a_biography_that_cannot_be_read_is_passed_over(
     elif broken == "a missing link":
         path.symlink_to("nowhere")
     else:
-        path.write_text(
-            {"not JSON": "{{{\n\0", "empty": "", "of another kind": '{"kind": "probe", "step": 3}\n'}[broken]
-        )
+        line = json.dumps({**probe(0, tiny_config, np.random.default_rng(0)), "matrices": {}})
+        texts = {"not JSON": "{{{\n\0", "empty": "", "of another kind": '{"kind": "probe", "step": 3}\n'}
+        path.write_text({**texts, "without matrices": line + "\n"}[broken])
     app = opened(monkeypatch, "runs", run.parent)
     assert not app.exception
     assert app.selectbox(key="biography").value == "shard-pico-pretrain (shipped)"
 
 
-def test_the_cells_leave_the_numbers_that_are_drawn(run: Path) -> None:
-    told, found = Told("tiny-run", run), read_biography(run)
+def test_a_run_that_was_probed_once_comes_after_the_shipped_ones_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, run: Path
+) -> None:
+    path = run / BIOGRAPHY
+    path.write_text(path.read_text().partition("\n")[0] + "\n")
+    app = opened(monkeypatch, "runs", run.parent)
+    assert app.selectbox(key="biography").value == "shard-pico-pretrain (shipped)"
+    assert app.selectbox(key="biography").options[-1] == "tiny-run"
+    app = opened(monkeypatch, "runs", run.parent, biography="tiny-run")
+    assert not app.exception
+    assert "This run was probed once so far" in says(app)
+
+
+def test_a_name_in_a_biography_stays_a_name_in_a_cell(run: Path, tiny_config: ShardConfig) -> None:
+    name = "W\"); raise SystemExit('run'); (\""
+    line = probe(0, tiny_config, np.random.default_rng(0))
+    matrices = {f"blocks.0.attn.{name}": next(iter(line["matrices"].values()))}
+    (run / BIOGRAPHY).write_text(json.dumps({**line, "matrices": matrices}) + "\n")
     left: dict[str, Any] = {}
-    exec(part.heads_cell(told, "induction 12"), left)
+    exec(tables.matrices_cell(BiographyFile("tiny-run", run), name, "stable rank"), left)
+    assert list(left["numbers"]) == list(matrices)
+
+
+def test_the_cells_leave_the_numbers_that_are_drawn(run: Path) -> None:
+    told, found = BiographyFile("tiny-run", run), read_biography(run)
+    left: dict[str, Any] = {}
+    exec(tables.heads_cell(told, "induction 12"), left)
     np.testing.assert_array_equal(left["scores"], found.heads["induction 12"])
     assert {head for head, changes in left["changes"].items() if changes} == {"L1H2"}
-    exec(part.matrices_cell(told, "W_Q", "largest singular value"), left)
+    exec(tables.matrices_cell(told, "W_Q", "largest singular value"), left)
     assert [values[0] for values in left["numbers"].values()] == [2.0, 3.0, 4.0, 5.0]
-    exec(part.loss_cell(told, "prose"), left)
+    exec(tables.loss_cell(told, "prose"), left)
     assert left["losses"].shape == (PROBES, 3)
-    exec(part.samples_cell(told, 50), left)
+    exec(tables.samples_cell(told, 50), left)
     assert left["samples"][0]["output"] == " at step 50 <b>bold</b>"
 
 
 def test_tables_hold_every_head_and_every_stretch(run: Path) -> None:
     found = read_biography(run)
-    table = part.heads_table(found, "induction 12")
+    table = tables.heads_table(found, "induction 12")
     assert len(table) == PROBES * 16
     row = table[(table["step"] == 200) & (table["layer"] == 1) & (table["head"] == 2)].iloc[0]
     assert (row["kind"], row["induction 12"] > 0.6) == ("global", True)
-    assert part.loss_table(found, "prose")[["from", "to"]].drop_duplicates().values.tolist() == [
+    assert tables.loss_table(found, "prose")[["from", "to"]].drop_duplicates().values.tolist() == [
         [0, 0],
         [1, 7],
         [8, 31],
@@ -172,10 +197,10 @@ def test_tables_hold_every_head_and_every_stretch(run: Path) -> None:
 
 
 def test_a_long_biography_is_drawn_with_few_columns_and_with_its_last_probe(run: Path) -> None:
-    assert part.thinned(1000, 40)[-1] == 999
-    assert len(part.thinned(1000, 40)) == 40
-    assert part.thinned(3, 40) == [0, 1, 2]
-    assert part.thinned(1, 40) == [0]
+    assert tables.thinned(1000, 40)[-1] == 999
+    assert len(tables.thinned(1000, 40)) == 40
+    assert tables.thinned(3, 40) == [0, 1, 2]
+    assert tables.thinned(1, 40) == [0]
 
 
 def test_the_heads_page_shows_the_run_as_it_was_probed(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
@@ -198,7 +223,7 @@ def test_without_a_biography_here_both_pages_show_the_shipped_one(
 
 
 def test_what_is_shipped_is_small_whole_and_says_where_it_comes_from() -> None:
-    shipped = [told for told in biographies_of([]) if told.ours]
+    shipped = [told for told in biographies_of([]) if told.shipped]
     assert [told.name.partition(" ")[0] for told in shipped] == ["shard-pico-pretrain", "shard-pico-anneal"]
     files = [path for path in (resource("apps") / "biographies").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 300_000

@@ -46,7 +46,7 @@ STORY = (
 
 
 @dataclass(frozen=True)
-class Measured:
+class DecodingRow:
     """A row of the table. `tokens_per_second` counts all sequences, the prompts' reading included in the time."""
 
     decoder: str
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--prompt and --new together exceed the model's context of {model.config.n_ctx}")
         peer = peer_of(measure.export(checkpoint, Path(scratch) / "exported"), device, dtype)
     bandwidth = memory_bandwidth(device)
-    rows: list[Measured] = []
+    rows: list[DecodingRow] = []
     for batch, prompt, new in cases:
         rows += compare(model, peer, batch, prompt, new, arguments.runs, bandwidth, arguments.sampled)
     report = {
@@ -146,7 +146,7 @@ def peer_of(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTraine
 def compare(
     model: Shard, peer: PreTrainedModel, batch: int, prompt: int, new: int, runs: int, bandwidth: float,
     sampled: bool = False,
-) -> list[Measured]:  # fmt: skip
+) -> list[DecodingRow]:  # fmt: skip
     """A row for each way of writing the same greedy text; the first is transformers', to which the others are held.
 
     `sampled`: two more, at temperature 1.
@@ -186,7 +186,7 @@ def compare(
     seconds = measure.taking_turns(decoders, runs, model.device)
     size = bytes_per_token(model, batch, prompt + new // 2)
     return [
-        Measured(
+        DecodingRow(
             decoder=name,
             batch=batch,
             prompt=prompt,

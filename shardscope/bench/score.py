@@ -39,7 +39,7 @@ FLAGS = ("checkpoint", "model", "questions", "batch", "runs", "dtype", "out")
 
 
 @dataclass(frozen=True)
-class Measured:
+class ScoringRow:
     """A row of the table. `questions_per_second`: of the median run; a question is scored with all its choices."""
 
     scorer: str
@@ -122,7 +122,7 @@ def compare(
     runs: int,
     device: torch.device,
     dtype: str,
-) -> list[Measured]:
+) -> list[ScoringRow]:
     """A row for `hf` and one for `shard`."""
     from lm_eval.models.huggingface import HFLM
 
@@ -136,7 +136,7 @@ def compare(
     ways = {name: partial(_answers, lm, requests) for name, lm in scorers.items()}
     seconds = measure.taking_turns(ways, runs, device)
     return [
-        Measured(
+        ScoringRow(
             scorer=name,
             batch=batch,
             questions_per_second=_questions(requests) / measure.summary(times).median,

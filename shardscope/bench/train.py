@@ -82,7 +82,7 @@ VARIANTS = {
 
 
 @dataclass(frozen=True)
-class Measured:
+class TrainingRow:
     """A row of the table. Seconds are of one step, the median; `spread` as in measure.py."""
 
     variant: str
@@ -252,7 +252,7 @@ def recipe_of(
 
 def timed(
     variant: Variant, model: str, seq_len: int, tokens: int, steps: int, device: torch.device, matmul: float
-) -> Measured:
+) -> TrainingRow:
     """Time `steps` steps after those in which everything is compiled and the caches fill."""
     config = PRESETS[model]
     batch = tokens // seq_len
@@ -281,7 +281,7 @@ def timed(
     rate = tokens / timing.median
     flops = flops_per_token(config, seq_len)
     promised = datasheet_flops(device)
-    return Measured(
+    return TrainingRow(
         variant=variant.name,
         model=model,
         seq_len=seq_len,

@@ -48,7 +48,7 @@ FLAGS = ("checkpoint", "model", "prompt", "runs", "dtype", "out")
 
 
 @dataclass(frozen=True)
-class Measured:
+class XrayRow:
     """A row of the table: the medians of its runs, on the clock and of the processor, and how many interventions."""
 
     what: str
@@ -112,7 +112,7 @@ def looping_text(model: Shard, prompt: str | None) -> Generation:
     raise ConfigError(str(problem))
 
 
-def compare(model: Shard, generation: Generation, runs: int) -> list[Measured]:
+def compare(model: Shard, generation: Generation, runs: int) -> list[XrayRow]:
     """When and who; all stages; every part in one batch; and some of them one by one, by hand."""
     device, parts = model.device, parts_of(model.config)
     onset = find_onset(model, generation)
@@ -157,7 +157,7 @@ def compare(model: Shard, generation: Generation, runs: int) -> list[Measured]:
     for what, times in seconds.items():
         timing = measure.summary(times)
         spent = median(processor[what])
-        rows.append(Measured(what, counts.get(what, 0), timing.median, timing.spread, times, spent))
+        rows.append(XrayRow(what, counts.get(what, 0), timing.median, timing.spread, times, spent))
     return rows
 
 

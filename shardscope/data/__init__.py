@@ -1,7 +1,7 @@
 """Corpora, token shards, mixtures and batches."""
 
 from shardscope.data.corpora import documents, files_of, kind_of, located
-from shardscope.data.files import DataError, Reading
+from shardscope.data.files import DataError, ReadLog
 from shardscope.data.holdout import Holdout, HoldoutBatch
 from shardscope.data.mixture import Batch, Mixture, SourcePlan, dealt, document_starts, format_plan
 from shardscope.data.prefetch import Prefetcher
@@ -18,7 +18,7 @@ __all__ = [
     "Mixture",
     "Prefetcher",
     "Prepared",
-    "Reading",
+    "ReadLog",
     "SourcePlan",
     "SourceShards",
     "TokenShard",

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from shardscope.config import ConfigError
 from shardscope.data.arithmetic import problems
-from shardscope.data.files import Reading, is_unicode
+from shardscope.data.files import ReadLog, is_unicode
 
 VERSION = 2  # raise when the text of a built-in corpus changes, so that no stale token shard is used
 BUILTINS = ("prose", "code", "qa", "arithmetic")
@@ -43,7 +43,7 @@ _SKIPPED_MODULES = ("pydoc_data.topics", "_sysconfigdata")
 Text = tuple[str, str]  # a document and its origin; or a place and what is wrong there
 
 
-def builtin_documents(name: str, documents: int, reading: Reading) -> Iterator[tuple[str, str, str]]:
+def builtin_documents(name: str, documents: int, reading: ReadLog) -> Iterator[tuple[str, str, str]]:
     """(text, origin, family) of one of BUILTINS. `documents` is how much arithmetic is made; 0: ARITHMETIC_DOCUMENTS.
 
     A module's code, prose and questions are one family: the prose stands in the code, word for word.

@@ -11,7 +11,7 @@ from shardscope.config import ConfigError, Source, suggest, suggest_close, user_
 from shardscope.data.archives import shown
 from shardscope.data.builtin import BUILTINS, builtin_documents
 from shardscope.data.fields import Template
-from shardscope.data.files import SUFFIXES, DataError, Reading
+from shardscope.data.files import SUFFIXES, DataError, ReadLog
 from shardscope.data.patterns import named
 from shardscope.data.readers import Document, extra, reader_of, row_document
 
@@ -26,7 +26,7 @@ def located(source: Source) -> Source:
     return replace(source, path=found(source.path, "path"), holdout=found(source.holdout, "holdout"))
 
 
-def documents(source: Source, reading: Reading) -> Iterator[Document]:
+def documents(source: Source, reading: ReadLog) -> Iterator[Document]:
     """The documents that `source.path` names, in an order that depends on nothing but their names.
 
     Files that `source.holdout` names are left out. Raises ConfigError if the path is wrong, DataError at a malformed
@@ -36,7 +36,7 @@ def documents(source: Source, reading: Reading) -> Iterator[Document]:
     return islice(found, source.documents) if source.documents else found
 
 
-def holdout_documents(source: Source, reading: Reading) -> Iterator[Document]:
+def holdout_documents(source: Source, reading: ReadLog) -> Iterator[Document]:
     """The documents that `source.holdout` names."""
     return _all_documents(source.holdout, source, reading)
 
@@ -71,13 +71,13 @@ def kind_of(path: str) -> str:
     return prefix if colon and prefix in ("builtin", "hf") else "files"
 
 
-def _all_documents(path: str, source: Source, reading: Reading, without: str = "") -> Iterator[Document]:
+def _all_documents(path: str, source: Source, reading: ReadLog, without: str = "") -> Iterator[Document]:
     for document in _read(path, source, reading, without):
         reading.documents += 1
         yield document
 
 
-def _read(path: str, source: Source, reading: Reading, without: str) -> Iterator[Document]:
+def _read(path: str, source: Source, reading: ReadLog, without: str) -> Iterator[Document]:
     kind, name = kind_of(path), path.partition(":")[2]
     if kind == "builtin":
         if name not in BUILTINS:
@@ -95,7 +95,7 @@ def _read(path: str, source: Source, reading: Reading, without: str) -> Iterator
             yield from reader_of(file)(file, source, reading)
 
 
-def _hub_documents(name: str, source: Source, reading: Reading) -> Iterator[Document]:
+def _hub_documents(name: str, source: Source, reading: ReadLog) -> Iterator[Document]:
     """Rows of a dataset of the Hugging Face hub, or of a local folder laid out like one, streamed."""
     datasets = extra("datasets", f"'hf:{name}'")
     dataset, _, config = name.partition(":")

@@ -39,8 +39,8 @@ class Malformed(NamedTuple):
         return f"{self.problem} in {self.where} ({self.details})" if self.details else f"{self.where}: {self.problem}"
 
 
-class Reading:
-    """One pass over a source: how far it has come, and every malformed piece it met.
+class ReadLog:
+    """What is known of one pass over a source: how far it has come, and every malformed piece it met.
 
     `position` of `total` (None: unknown) are bytes of the files as they lie on disk. `malformed` lists the first ten
     thousand pieces, `skipped` counts all of them. A document may have `longest` bytes.
@@ -84,7 +84,7 @@ class Reading:
         )
 
 
-def lines(path: Path, reading: Reading, cut_at: int | None = None) -> Iterator[tuple[int, bytes]]:
+def lines(path: Path, reading: ReadLog, cut_at: int | None = None) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line with its end) of a text file; empty lines may come several at once.
 
     A line longer than `reading.longest` bytes is reported and left out; with `cut_at`, a long line comes in pieces of
@@ -107,7 +107,7 @@ def lines(path: Path, reading: Reading, cut_at: int | None = None) -> Iterator[t
         reading.report(f"{place}:{number}", f"the file is cut short or damaged ({error})")
 
 
-def _lines(file: TextFile, start: int, place: str, reading: Reading, cut_at: int | None) -> Iterator[tuple[int, bytes]]:
+def _lines(file: TextFile, start: int, place: str, reading: ReadLog, cut_at: int | None) -> Iterator[tuple[int, bytes]]:
     number, dropped = 1, 0  # `dropped`: bytes left out of the line that is being read
     held: list[bytes] = []
     size = 0
@@ -146,7 +146,7 @@ def _lines(file: TextFile, start: int, place: str, reading: Reading, cut_at: int
         yield number, b"".join(held)
 
 
-def too_long(reading: Reading) -> str:
+def too_long(reading: ReadLog) -> str:
     """What is said of a document that is longer than `reading` allows."""
     return f"more than {reading.longest:,} bytes for one document; data.max_document_bytes allows more"
 

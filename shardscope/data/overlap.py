@@ -3,8 +3,8 @@
 Two documents overlap if they are the same text, or share 13 words in a row, as Brown et al. (2020, arXiv:2005.14165,
 appendix C) count it. Words are runs of letters and digits, without regard to case, punctuation and space; in scripts
 that write no spaces a phrase is one word. 13 words that four or more different held-out texts have in common (as in a
-licence, or "which of the following best describes the") are no overlap. A text of fewer words
-counts only if it is the same text.
+licence, or "which of the following best describes the") are no overlap. A text of fewer words counts only if it is the
+same text.
 
 Everything is counted on token shards, as arrays: words and their runs are 64-bit polynomial hashes of their bytes
 (Karp & Rabin 1987), so that 20 MB of text take seconds (docs/training.md has the measurement).

@@ -9,7 +9,7 @@ from typing import Any
 
 from shardscope.config import Benchmark, DataConfig, Source
 from shardscope.data.corpora import documents, located
-from shardscope.data.files import Reading
+from shardscope.data.files import ReadLog
 from shardscope.data.holdout import Holdout
 from shardscope.data.mixture import Mixture
 from shardscope.data.overlap import count_overlap
@@ -97,7 +97,7 @@ def _as_source(benchmark: Benchmark) -> Source:
 
 
 def _texts(source: Source, data: DataConfig) -> Iterator[str]:
-    reading = Reading(data.on_malformed, longest=data.max_document_bytes)
+    reading = ReadLog(data.on_malformed, longest=data.max_document_bytes)
     return (document.text for document in documents(source, reading))
 
 
@@ -108,7 +108,7 @@ def sample_documents(data: DataConfig, n: int) -> Iterator[str]:
 
 def _training_texts(source: Source, data: DataConfig) -> Iterator[str]:
     threshold = holdout_threshold(source, data)
-    for document in documents(source, Reading(data.on_malformed, quiet=True, longest=data.max_document_bytes)):
+    for document in documents(source, ReadLog(data.on_malformed, quiet=True, longest=data.max_document_bytes)):
         if side_hash(document) >= threshold:
             yield document.text
 

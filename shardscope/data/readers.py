@@ -3,7 +3,7 @@
 Text files are cut as the source's `cut` says:
 
     auto       at lines that hold the marker alone (`<|endoftext|>`, as in TinyStories' files); what is longer than
-               32,768 bytes is cut at the next empty line, because one file of a whole library would otherwise be a
+               32,768 characters is cut at the next empty line, because one file of a whole library would otherwise be a
                single document, on one side of the split
     marker     wherever the marker stands, also inside a line
     line       every line is a document
@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 from shardscope.config import ConfigError, Source
 from shardscope.data.archives import COMPRESSIONS, DAMAGE, Unreadable, is_bomb, shown, text_file
 from shardscope.data.fields import FieldError, Template
-from shardscope.data.files import DataError, Reading, lines, too_long
+from shardscope.data.files import DataError, ReadLog, lines, too_long
 from shardscope.data.parquet_checks import why_unreadable
 
-# A long text file is cut at the first empty line after so many bytes, a long line at a space before so many.
+# A text file is cut at the first empty line after so many characters, a long line at a space before so many bytes.
 _CUT_AT_PARAGRAPH, _CUT_AT_LINE = 32_768, 1_048_576
 _NULS = b"\0" * 64  # a run that no text has
 _MOST_VALUES = 5_000_000  # lists and objects in one row: each takes Python 72 bytes at least
@@ -46,7 +46,7 @@ class Document(NamedTuple):
     family: str = ""
 
 
-Reader = Callable[[Path, Source, Reading], Iterator[Document]]
+Reader = Callable[[Path, Source, ReadLog], Iterator[Document]]
 
 
 def reader_of(file: Path) -> Reader:
@@ -57,7 +57,7 @@ def reader_of(file: Path) -> Reader:
     return {".jsonl": json_lines, ".ndjson": json_lines, ".json": json_file}.get(unpacked.suffix, plain_text)
 
 
-def plain_text(path: Path, source: Source, reading: Reading) -> Iterator[Document]:
+def plain_text(path: Path, source: Source, reading: ReadLog) -> Iterator[Document]:
     """The documents of a text file, cut as `source.cut` says. Joined they are the text without its marker lines."""
     place, cut, marker = shown(path), source.cut, source.marker
     whole_lines = cut in ("line", "marker")  # else a long line may come in pieces
@@ -93,7 +93,7 @@ def plain_text(path: Path, source: Source, reading: Reading) -> Iterator[Documen
 class _Collected:
     """The lines of the document that is being read."""
 
-    def __init__(self, place: str, reading: Reading) -> None:
+    def __init__(self, place: str, reading: ReadLog) -> None:
         self._place, self._reading = place, reading
         self._lines: list[str] = []
         self._first = 1
@@ -118,7 +118,7 @@ class _Collected:
         self._lines, self._bytes, self.size = [], 0, 0
 
 
-def json_lines(path: Path, source: Source, reading: Reading) -> Iterator[Document]:
+def json_lines(path: Path, source: Source, reading: ReadLog) -> Iterator[Document]:
     """A document a line, each a JSON object."""
     template, place = Template(source.text), shown(path)
     for number, raw in lines(path, reading):
@@ -137,7 +137,7 @@ def json_lines(path: Path, source: Source, reading: Reading) -> Iterator[Documen
             yield from row_document(row, template, where, reading)
 
 
-def json_file(path: Path, source: Source, reading: Reading) -> Iterator[Document]:
+def json_file(path: Path, source: Source, reading: ReadLog) -> Iterator[Document]:
     """The objects of a JSON array; or a document a line, as many files of this name are."""
     try:
         with text_file(path) as file:
@@ -163,7 +163,7 @@ def json_file(path: Path, source: Source, reading: Reading) -> Iterator[Document
         reading.report(f"{place}:{number + 1}", f"the file is cut short or damaged ({error})")
 
 
-def _array(file: Any, reading: Reading) -> Iterator[Any]:
+def _array(file: Any, reading: ReadLog) -> Iterator[Any]:
     """The elements of a JSON array, one in memory at a time. Raises json.JSONDecodeError where it is none."""
     decoder, utf8 = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")()
     text, at, chunk, ended = "", 0, _CHUNK, False
@@ -213,7 +213,7 @@ def _array(file: Any, reading: Reading) -> Iterator[Any]:
             raise json.JSONDecodeError("no comma between two elements", text[max(0, at - 64) : at], 0)
 
 
-def parquet(path: Path, source: Source, reading: Reading) -> Iterator[Document]:
+def parquet(path: Path, source: Source, reading: ReadLog) -> Iterator[Document]:
     """A document a row."""
     extra("pyarrow", "a parquet file")
     import pyarrow
@@ -260,7 +260,7 @@ def parquet(path: Path, source: Source, reading: Reading) -> Iterator[Document]:
         reading.report(f"{place}:{number + 1}", f"the file is cut short or damaged ({reason})")
 
 
-def row_document(row: Any, template: Template, where: str, reading: Reading) -> Iterator[Document]:
+def row_document(row: Any, template: Template, where: str, reading: ReadLog) -> Iterator[Document]:
     """The document in one row, or none and a report."""
     if not isinstance(row, dict):
         reading.report(where, f"a JSON {type(row).__name__}, not an object")

@@ -34,7 +34,7 @@ from shardscope.config import DataConfig, Source, user_path
 from shardscope.data.archives import shown
 from shardscope.data.builtin import builtin_version
 from shardscope.data.corpora import documents, files_of, holdout_documents, kind_of
-from shardscope.data.files import DataError, Reading, log
+from shardscope.data.files import DataError, ReadLog, log
 from shardscope.data.readers import Document
 from shardscope.data.split import holdout_threshold, side_hash
 from shardscope.files import is_partial, locked, read_json, whole_folder, write_json, write_text
@@ -191,13 +191,13 @@ def _make(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, 
     _remove_abandoned(folder.parent)
     # Another process may be first; it has made the same.
     with _ended_by_sigterm(), whole_folder(folder, replace=False) as making, _marked_alive(making):
-        reading = other = Reading(data.on_malformed, longest=data.max_document_bytes)
+        reading = other = ReadLog(data.on_malformed, longest=data.max_document_bytes)
         threshold = holdout_threshold(source, data)
         train, held_out = _Writer(making, "train", tokenizer.bos_id), _Writer(making, "holdout", tokenizer.bos_id)
         for document, ids in _encoded(documents(source, reading), reading, tokenizer, source.name, progress):
             (held_out if side_hash(document) < threshold else train).append(ids, document.origin)
         if source.holdout:
-            other = Reading(data.on_malformed, longest=data.max_document_bytes)
+            other = ReadLog(data.on_malformed, longest=data.max_document_bytes)
             name = f"{source.name} (held out)"
             for document, ids in _encoded(holdout_documents(source, other), other, tokenizer, name, progress):
                 held_out.append(ids, document.origin)
@@ -212,7 +212,7 @@ def _make(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, 
 
 
 def _encoded(
-    found: Iterable[Document], reading: Reading, tokenizer: Tokenizer, name: str, progress: bool
+    found: Iterable[Document], reading: ReadLog, tokenizer: Tokenizer, name: str, progress: bool
 ) -> Iterator[tuple[Document, NDArray[np.uint16]]]:
     with progress_bar(desc=f"tokenizing {name}", unit="B", unit_scale=True, disable=not progress) as bar:
         for batch in _batches(found):

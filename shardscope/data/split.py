@@ -10,7 +10,7 @@ import hashlib
 from shardscope.config import DataConfig, Source
 from shardscope.data.archives import shown
 from shardscope.data.corpora import documents, kind_of
-from shardscope.data.files import DataError, Reading
+from shardscope.data.files import DataError, ReadLog
 from shardscope.data.readers import Document
 
 ONE_IN = 100
@@ -34,7 +34,7 @@ def holdout_threshold(source: Source, data: DataConfig) -> int:
         return 0
     threshold = _HASHES // (ONE_BUILT_IN_IN if kind_of(source.path) == "builtin" else ONE_IN)
     lowest, highest = _HASHES, -1
-    reading = Reading(data.on_malformed, quiet=True, longest=data.max_document_bytes)
+    reading = ReadLog(data.on_malformed, quiet=True, longest=data.max_document_bytes)
     for document in documents(source, reading):
         hashed = side_hash(document)
         lowest, highest = min(lowest, hashed), max(highest, hashed)

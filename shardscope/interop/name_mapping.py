@@ -92,7 +92,7 @@ class Layer:
 
 
 @dataclass
-class Reading:
+class SortedWeights:
     """A state dict sorted into roles."""
 
     embedding: Tensor
@@ -141,7 +141,7 @@ class Reading:
         return lines
 
 
-def read_spelling(weights: Mapping[str, Tensor]) -> Reading:
+def read_spelling(weights: Mapping[str, Tensor]) -> SortedWeights:
     """Sort a state dict into roles. Raises OriginalError with what could not be placed, or claims one place twice."""
     outside: dict[str, Tensor] = {}
     inside: dict[int, dict[str, tuple[str, Tensor]]] = {}
@@ -178,7 +178,7 @@ def read_spelling(weights: Mapping[str, Tensor]) -> Reading:
     assert first is not None
     square = first.shape == down.shape and first.shape[0] == first.shape[1]
     linear = (True, False) if square else (first.shape[1] == d_model and down.shape[0] == d_model,)
-    return Reading(embedding, final_norm, layers, names, ignored, linear)
+    return SortedWeights(embedding, final_norm, layers, names, ignored, linear)
 
 
 def _is_buffer(name: str, weight: Tensor) -> bool:

@@ -2,6 +2,6 @@
 
 from shardscope.train.interrupt import Interrupted
 from shardscope.train.loop import Outcome, train
-from shardscope.train.readings import TrainingError
+from shardscope.train.step_monitor import TrainingError
 
 __all__ = ["Interrupted", "Outcome", "TrainingError", "train"]

@@ -27,12 +27,12 @@ from shardscope.train.health import Trouble, dead_heads
 from shardscope.train.interrupt import Stop
 from shardscope.train.lineage import weights_digest
 from shardscope.train.metrics import Metrics, NoMetrics, open_loggers
-from shardscope.train.readings import Readings, TrainingError
 from shardscope.train.run import claimed_folder, go_back, newest_checkpoint, prune
 from shardscope.train.schedule import decay_start, lr_factor, momentum, phase_of
 from shardscope.train.sentinel import report, singular_values
 from shardscope.train.setup import Setup, require_even_batch, set_up
 from shardscope.train.sharding import gathered, whole_model
+from shardscope.train.step_monitor import StepMonitor, TrainingError
 
 Probe = Callable[[Shard], list[dict[str, Any]]]
 
@@ -54,9 +54,9 @@ def train(recipe: Recipe, *, probe: Probe | None = None, progress: bool = True) 
     """Train as the recipe says, from its start or from its newest checkpoint; returns how it ended.
 
     `probe` makes sample records, every `train.sample_every` steps for the log and with each probe for the biography.
-    Raises ConfigError for a recipe that does not
-    fit its folder, data or checkpoint, TrainingError after too many non-finite steps in a row, WriteError where no room
-    is left, and Interrupted (a KeyboardInterrupt) at a signal before there was anything to save.
+    Raises ConfigError for a recipe that does not fit its folder, data or checkpoint, TrainingError after too many
+    non-finite steps in a row, WriteError where no room is left, and Interrupted (a KeyboardInterrupt) at a signal
+    before there was anything to save.
     """
     # The budget counts from here: tokenizing and compiling are part of what a borrowed machine is paid for.
     with (
@@ -113,7 +113,7 @@ class Loop:
         self.step, self.parent = setup.step, setup.parent
         self.scores: dict[str, Score] = {}
         self.evaluated = setup.step if "eval" in setup.looked else -1
-        self.readings = Readings(self.recipe, setup, metrics, progress)
+        self.monitor = StepMonitor(self.recipe, setup, metrics, progress)
         self.biography = BiographyWriter(setup, probe)
 
     def run(self) -> Outcome | None:
@@ -121,7 +121,7 @@ class Loop:
         if self.setup.complete:
             return self._outcome("finished", "every step was already done")
         self.metrics.write("event", self.step, event="start", **self.setup.describe())
-        with self.stop.saving(), self.readings, self._batches() as batches:
+        with self.stop.saving(), self.monitor, self._batches() as batches:
             self._look(but_not=self.setup.looked)
             for batch in batches:
                 self.biography.prepare(self.step + 1)
@@ -131,7 +131,7 @@ class Loop:
                 if self._is_time_to_save():
                     self._save("finished" if self.step == self.recipe.schedule.steps else "unfinished")
                 self._look()
-            self.readings.catch_up()
+            self.monitor.catch_up()
             return self._end()
 
     def _take_step(self, batch: Batch) -> bool:
@@ -156,7 +156,7 @@ class Loop:
             momentum(self.step, self.recipe.optimizer, self.recipe.schedule),
         )
         self.setup.optimizer.zero_grad()
-        self.readings.add(self.step, self.recipe.optimizer.lr * factor, totals)
+        self.monitor.add(self.step, self.recipe.optimizer.lr * factor, totals)
         self.step += 1
         return True
 
@@ -173,7 +173,7 @@ class Loop:
             if every and self._due(every) and not untrained and kind not in but_not:
                 look()
         if self.biography.wants(self.step):
-            self.readings.catch_up()
+            self.monitor.catch_up()
             self.biography.write(self.step)
 
     def _due(self, every: int) -> bool:
@@ -187,7 +187,7 @@ class Loop:
 
     def _trouble(self) -> Trouble | None:
         """What the run is paused for, or goes back for. The processes have read the same numbers, and agree."""
-        return self.readings.mendable if self.recipe.train.on_trouble != "report" else None
+        return self.monitor.mendable if self.recipe.train.on_trouble != "report" else None
 
     def _batches(self) -> Prefetcher:
         mixture, world = self.setup.data.mixture, self.world
@@ -201,7 +201,7 @@ class Loop:
     # -------------------------------------------------------------------------------- looking at the model
 
     def _evaluate(self) -> None:
-        self.readings.catch_up()  # on every rank: they average what they read
+        self.monitor.catch_up()  # on every rank: they average what they read
         # Where ranks share the weights, none of them can compute alone.
         together = self.setup.sharded
         if not (self.world.main or together):
@@ -218,15 +218,15 @@ class Loop:
         if scores is not None:
             self.scores, self.evaluated = scores, self.step
             self.metrics.write("eval", self.step, **{name: score.to_dict() for name, score in scores.items()})
-            self.readings.held_out = scores["all"].bits_per_byte
+            self.monitor.held_out = scores["all"].bits_per_byte
 
     def _look_at_matrices(self) -> None:
-        self.readings.catch_up()
+        self.monitor.catch_up()
         if not (self.world.main or self.setup.sharded):
             return
         found, dead = singular_values(self.setup.model), dead_heads(self.setup.model)
         lost = [value.name for value in found if value.lost_rank]
-        self.readings.sentinel = f"rank loss in {len(lost)}" if lost else "full rank"
+        self.monitor.sentinel = f"rank loss in {len(lost)}" if lost else "full rank"
         self.metrics.write(
             "sentinel",
             self.step,
@@ -235,10 +235,10 @@ class Loop:
             dead_heads=dead,
             matrices={value.name: [value.smallest, value.largest] for value in found},
         )
-        self.readings.look(self.step, found, dead)
+        self.monitor.look(self.step, found, dead)
 
     def _sample(self) -> None:
-        self.readings.catch_up()
+        self.monitor.catch_up()
         model = whole_model(self.setup.model, keep=self.world.main)
         if model is None or self.probe is None:
             return
@@ -249,7 +249,7 @@ class Loop:
     # --------------------------------------------------------------------------------- saving and ending
 
     def _save(self, status: str, reason: str = "") -> Path:
-        self.readings.catch_up()
+        self.monitor.catch_up()
         folder = checkpoint_folder(self.recipe.folder, self.step)
         if not (self.world.main or self.setup.sharded):
             return folder
@@ -286,11 +286,11 @@ class Loop:
             "status": status,
             "reason": reason,
             "tokens": self.setup.tokens_before + self.step * recipe.train.batch_size * recipe.data.seq_len,
-            "skipped_steps": self.readings.skipped,
+            "skipped_steps": self.monitor.skipped,
             "data": self.setup.data.fingerprints,
             "data_position": {p.name: p.sequences for p in self.setup.data.mixture.plan(self.step)},
             "learning_rate": recipe.optimizer.lr * lr_factor(last, recipe.schedule) * self.setup.rate_scale,
-            "seconds": round(self.readings.seconds, 1),
+            "seconds": round(self.monitor.seconds, 1),
             "weights": weights_digest(weights),
             "tokenizer": self.setup.tokenizer.fingerprint,
             "parent": self.parent,
@@ -333,6 +333,6 @@ class Loop:
     def _outcome(self, status: str, reason: str, log: bool = False) -> Outcome:
         if log:
             self.metrics.write("event", self.step, event=status, reason=reason)
-        troubles = tuple(self.readings.health.active.values())
+        troubles = tuple(self.monitor.health.active.values())
         folder = checkpoint_folder(self.recipe.folder, self.step)
         return Outcome(status, reason, self.step, folder, self.scores, self.evaluated, troubles)

@@ -23,7 +23,7 @@ LIMIT = MB  # of a document, in the children of these tests; and 32 MB instead o
 CHILD = f"""
 import json, resource, sys
 from shardscope.config import ConfigError, Source
-from shardscope.data import Reading, documents
+from shardscope.data import ReadLog, documents
 import pyarrow.parquet, zstandard
 from shardscope.data import archives
 archives.BOMB_SIZE = 1 << 25
@@ -33,7 +33,7 @@ before = peak()
 for path in sys.argv[1:]:
     answers = []
     for on_malformed in ("fail", "skip"):
-        reading = Reading(on_malformed, longest={LIMIT})
+        reading = ReadLog(on_malformed, longest={LIMIT})
         found, error = 0, ""
         try:
             for document in documents(Source(name="s", path=path), reading):

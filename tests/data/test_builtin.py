@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from shardscope.config import ConfigError
-from shardscope.data import DataError, Reading
+from shardscope.data import DataError, ReadLog
 from shardscope.data import builtin as builtin_room
 from shardscope.data.arithmetic import CARD_SUMS, problems
 from shardscope.data.builtin import BUILTINS, builtin_documents
 
 
 def read(name: str, documents: int = 0, on_malformed: str = "fail") -> list[tuple[str, str]]:
-    found = builtin_documents(name, documents, Reading(on_malformed))  # type: ignore[arg-type]
+    found = builtin_documents(name, documents, ReadLog(on_malformed))  # type: ignore[arg-type]
     return [(text, origin) for text, origin, _ in found]
 
 

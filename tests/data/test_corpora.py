@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from shardscope.config import ConfigError, Source
-from shardscope.data import DataError, Document, Reading, documents, parquet_checks
+from shardscope.data import DataError, Document, ReadLog, documents, parquet_checks
 from shardscope.data.corpora import located
 
 TEXTS = ["first é", "second\nwith two lines", "third 🙂", ""]
 
 
 def read(path: Path | str, on_malformed: str = "fail", **source: object) -> list[Document]:
-    return list(documents(Source(name="s", path=str(path), **source), Reading(on_malformed)))  # type: ignore[arg-type]
+    return list(documents(Source(name="s", path=str(path), **source), ReadLog(on_malformed)))  # type: ignore[arg-type]
 
 
 def rows(texts: list[str]) -> bytes:
@@ -97,7 +97,7 @@ def test_malformed_lines_are_counted_reported_and_skipped_by_choice(
 ) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(rows(["good"]) + b"\n".join(MALFORMED) + b"\n\n" + rows(["also good"]))
-    reading = Reading("skip")
+    reading = ReadLog("skip")
     found = list(documents(Source(name="s", path=str(path)), reading))
     assert found == [Document("good", f"{path}:1"), Document("also good", f"{path}:{len(MALFORMED) + 3}")]
     assert len(reading.malformed) == len(MALFORMED)
@@ -110,7 +110,7 @@ def test_many_malformed_lines_are_all_counted_but_not_all_printed(
 ) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"{\n" * 500)
-    reading = Reading("skip")
+    reading = ReadLog("skip")
     assert list(documents(Source(name="s", path=str(path)), reading)) == []
     assert len(reading.malformed) == 500
     assert len(caplog.records) == 21

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardscope.config import ConfigError, Source, load_recipe
-from shardscope.data import Reading, documents
+from shardscope.data import ReadLog, documents
 from shardscope.data.fields import FieldError, Template
 from shardscope.tokenizer import Tokenizer
 
@@ -67,7 +67,7 @@ def test_a_reader_gives_documents_or_says_why_not(tmp_path: Path, content: bytes
     path = tmp_path / kind
     path.write_bytes(content)
     source = Source(name="s", path=str(path), cut=cut)  # type: ignore[arg-type]
-    skipping = Reading("skip", quiet=True, longest=1000)
+    skipping = ReadLog("skip", quiet=True, longest=1000)
     try:
         found = list(documents(source, skipping))
     except ConfigError:
@@ -76,7 +76,7 @@ def test_a_reader_gives_documents_or_says_why_not(tmp_path: Path, content: bytes
     for document in found:
         assert len(document.text.encode("utf-8")) <= 1000 or cut == "auto"
     if not skipping.skipped:
-        assert list(documents(source, Reading("fail", longest=1000))) == found
+        assert list(documents(source, ReadLog("fail", longest=1000))) == found
 
 
 @quick
@@ -85,7 +85,7 @@ def test_cutting_a_text_file_loses_nothing_but_its_markers_and_empty_pieces(tmp_
     text = "<|endoftext|>".join(lines)
     (tmp_path / "a.txt").write_bytes(text.encode())
     source = Source(name="s", path=str(tmp_path / "a.txt"), cut="marker")
-    found = "".join(document.text for document in documents(source, Reading()))
+    found = "".join(document.text for document in documents(source, ReadLog()))
     assert found.split() == [word for line in lines for word in line.split()] or "".join(found.split()) == "".join(
         "".join(line.split()) for line in lines
     )

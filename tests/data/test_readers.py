@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from shardscope.config import ConfigError, Source
-from shardscope.data import DataError, Reading, documents, token_shards
+from shardscope.data import DataError, ReadLog, documents, token_shards
 from shardscope.data.fields import FieldError, Template
 from shardscope.tokenizer import Tokenizer
 
@@ -23,7 +23,7 @@ MARKER = "<|endoftext|>"
 
 
 def texts(path: Path | str, on_malformed: str = "fail", longest: int = 64_000_000, **source: object) -> list[str]:
-    reading = Reading(on_malformed, longest=longest)  # type: ignore[arg-type]
+    reading = ReadLog(on_malformed, longest=longest)  # type: ignore[arg-type]
     return [document.text for document in documents(Source(name="s", path=str(path), **source), reading)]  # type: ignore[arg-type]
 
 

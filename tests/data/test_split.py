@@ -8,7 +8,7 @@ import pytest
 from shardscope.config import DataConfig, Source
 from shardscope.data import DataError, Document, sample_documents, token_shards
 from shardscope.data.builtin import builtin_documents
-from shardscope.data.files import Reading
+from shardscope.data.files import ReadLog
 from shardscope.data.split import holdout_threshold, side_hash
 from shardscope.tokenizer import Tokenizer
 
@@ -90,7 +90,7 @@ def test_no_line_of_held_out_prose_stands_in_the_code_that_is_trained_on(data_of
         source = Source(name=name, path=f"builtin:{name}")
         threshold = holdout_threshold(source, data_of(source))
         sides[name] = ([], [])
-        for found in builtin_documents(name, 0, Reading()):
+        for found in builtin_documents(name, 0, ReadLog()):
             document = Document(*found)
             sides[name][side_hash(document) < threshold].append(document.text)
     trained, held_out = set("\n".join(sides["code"][0]).splitlines()), sides["prose"][1]

@@ -68,10 +68,10 @@ def run(words: list[str]) -> int:
 
 def read_documents(path: str) -> int:
     from shardscope.config import ConfigError, Source
-    from shardscope.data import Reading, documents
+    from shardscope.data import ReadLog, documents
 
     try:
-        for _ in documents(Source(name="s", path=path), Reading("fail")):
+        for _ in documents(Source(name="s", path=path), ReadLog("fail")):
             pass
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -24,7 +24,7 @@ import torch
 
 from shardscope.checkpoint import BUILT_IN
 from shardscope.config import ConfigError, Source, load_recipe
-from shardscope.data import Reading, documents
+from shardscope.data import ReadLog, documents
 from shardscope.failures import label
 from shardscope.interop.name_mapping import read_spelling
 from shardscope.interop.restricted import read_original
@@ -73,7 +73,7 @@ def tokenizer_file(data: bytes) -> None:
 def corpus(data: bytes) -> None:
     kind, cut = data[0] % len(KINDS), data[1] % len(CUTS) if len(data) > 1 else 0
     source = Source(name="s", path=str(written(KINDS[kind], data[2:])), cut=CUTS[cut])  # type: ignore[arg-type]
-    reading = Reading("skip", quiet=True, longest=1000)
+    reading = ReadLog("skip", quiet=True, longest=1000)
     for document in documents(source, reading):
         assert len(document.text.encode()) <= 1000
 

@@ -20,9 +20,9 @@ from shardscope.train.metrics import read_metrics
 # The numbers of a step are read one step late, as on a GPU.
 SCRIPT = """
 import sys
-from shardscope.train import readings
+from shardscope.train import step_monitor
 from shardscope.recipes.command import run_recipe
-readings.LAG["cpu"] = 1
+step_monitor.LAG["cpu"] = 1
 sys.exit(run_recipe("pretrain", "", sys.argv[1:]))
 """
 # The context has room for the probe's prompts and samples.

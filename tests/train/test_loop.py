@@ -24,7 +24,7 @@ from shardscope.data import prepare
 from shardscope.files import read_json
 from shardscope.tensors import read_tensors
 from shardscope.tokenizer import Tokenizer
-from shardscope.train import TrainingError, loop, readings, train
+from shardscope.train import TrainingError, loop, step_monitor, train
 from shardscope.train.metrics import read_metrics
 from shardscope.train.run import claimed_folder, run_status
 
@@ -391,7 +391,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_name_the_batch(
 def test_the_progress_line_shows_what_a_run_is_watched_for(
     recipe_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readings, "datasheet_flops", lambda device: 1e12)
+    monkeypatch.setattr(step_monitor, "datasheet_flops", lambda device: 1e12)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     poison(monkeypatch, {5})
     train(load_recipe(recipe_file), progress=True)

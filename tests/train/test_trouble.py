@@ -14,7 +14,7 @@ from shardscope.checkpoint import list_checkpoints
 from shardscope.config import load_recipe
 from shardscope.files import read_json
 from shardscope.recipes.command import run_recipe
-from shardscope.train import Outcome, readings, train
+from shardscope.train import Outcome, step_monitor, train
 from shardscope.train.about import describe_run
 from shardscope.train.health import Health, Trouble
 from shardscope.train.metrics import read_metrics
@@ -77,8 +77,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, *at: int, kind: str = "loss spike") -
         self.active[kind] = Trouble(kind, left.pop(0), "planted")
         return [self.active[kind]]
 
-    monkeypatch.setattr(readings.Health, "step", step)
-    monkeypatch.setattr(readings.Health, "mendable", lambda self, step: self.active.get(kind))
+    monkeypatch.setattr(step_monitor.Health, "step", step)
+    monkeypatch.setattr(step_monitor.Health, "mendable", lambda self, step: self.active.get(kind))
 
 
 def test_a_run_goes_back_to_before_its_trouble_and_on_at_half_the_rate(

@@ -29,7 +29,7 @@ class TrainingError(RuntimeError):
     """The run cannot go on; the message says at which step, on which batch, and what is intact."""
 
 
-class Readings:
+class StepMonitor:
     """Is handed each step's numbers, still on the device. A context manager, for the progress bar's sake."""
 
     def __init__(self, recipe: Recipe, setup: Setup, metrics: Metrics, progress: bool) -> None:
@@ -49,7 +49,7 @@ class Readings:
             total=recipe.schedule.steps, initial=setup.step, desc=recipe.name, unit="step", disable=not progress
         )
 
-    def __enter__(self) -> Readings:
+    def __enter__(self) -> StepMonitor:
         return self
 
     def __exit__(self, *exception: object) -> None:

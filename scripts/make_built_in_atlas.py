@@ -9,16 +9,15 @@ from shardscope.checkpoint import BUILT_IN
 from shardscope.failures.atlas import AtlasSettings, make_atlas
 from shardscope.failures.atlas.records import SHIPPED, column_lines
 from shardscope.files import write_bytes
-from shardscope.progress import progress_bar
+from shardscope.progress import progress_of_shares
 
 SETTINGS = AtlasSettings(temperatures=(0.0, 0.7, 1.0), seeds=2, max_new_tokens=128)
 
 
 def make() -> None:
-    with progress_bar(desc="atlas", total=100, unit="%") as bar:
-        [column] = make_atlas(
-            [BUILT_IN], SETTINGS, device="cpu", progress=lambda share, _: bar.update(int(100 * share) - bar.n)
-        ).columns  # what runs/built-in/atlas has of it is only labelled anew, if the rules have changed
+    with progress_of_shares("atlas") as progress:
+        # What runs/built-in/atlas has of it is only labelled anew, if the rules have changed.
+        [column] = make_atlas([BUILT_IN], SETTINGS, device="cpu", progress=progress).columns
     text = json.dumps(SETTINGS.to_dict()) + "\n" + "".join(column_lines(column))
     write_bytes(SHIPPED, lzma.compress(text.encode("utf-8"), preset=9 | lzma.PRESET_EXTREME))
     print(f"{SHIPPED}: {SHIPPED.stat().st_size:,} bytes, {len(column.samples):,} samples")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -19,7 +20,7 @@ class _Lines(tqdm):
 
     def __init__(self, **settings: Any) -> None:
         self._line_at = time.monotonic()
-        super().__init__(**settings, leave=False, ascii=True, ncols=80)
+        super().__init__(**settings, leave=False, ascii=True)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         # tqdm erases a bar by displaying an empty one; what a log holds stays there.
@@ -48,3 +49,15 @@ def progress_bar(
         "file": sys.stderr, "mininterval": SECONDS_BETWEEN_LOOKS,
     }  # fmt: skip
     return tqdm(**settings, dynamic_ncols=True) if sys.stderr.isatty() else _Lines(**settings)
+
+
+@contextmanager
+def progress_of_shares(desc: str, disable: bool = False) -> Iterator[Callable[[float, str], None]]:
+    """A bar for work that reports the share that is done, between 0 and 1, and a few words about what it is doing."""
+    with progress_bar(desc=desc, total=100, unit="%", disable=disable) as bar:
+
+        def report(done: float, words: str) -> None:
+            bar.set_postfix_str(words, refresh=False)
+            bar.update(int(100 * done) - bar.n)
+
+        yield report

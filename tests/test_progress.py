@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from shardscope import progress
-from shardscope.progress import progress_bar
+from shardscope.progress import progress_bar, progress_of_shares
 
 
 class Clock:
@@ -73,3 +73,25 @@ def test_tqdm_disable_is_respected(stream: type[io.StringIO], clock: Clock, monk
         clock.now = 100
         bar.update(3)
     assert shown.getvalue() == ""
+
+
+def test_a_line_in_a_log_is_as_long_as_what_it_says(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    said = "loss 5.182, lr 8.00e-03, 7,760 tokens/s, held-out 2.064 bits/byte"
+    with progress_bar(desc="shard-pico-pretrain", total=2, unit="step") as bar:
+        bar.set_postfix_str(said, refresh=False)
+        clock.now = 11.0
+        bar.update()
+    assert said in log.getvalue()
+
+
+def test_work_that_reports_shares_moves_a_bar_of_percents(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with progress_of_shares("xray") as report:
+        report(0.0, "finding the onset")
+        clock.now = 11.0
+        report(0.5, "drawing random sets")
+    assert "xray:  50%" in log.getvalue()
+    assert "drawing random sets" in log.getvalue()

@@ -9,21 +9,23 @@ does more often than a run, are left out. What `shardscope bench learn` prints a
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from shardscope.bench.measure import add_shared_arguments, command_line, machine, save
+from shardscope.bench.measure import add_shared_arguments, at_least_one, command_line, machine, save
 from shardscope.bench.measure import table as markdown
 from shardscope.bench.variants import Variant, read_variants
 from shardscope.config import ConfigError, Recipe
 from shardscope.device import pick_device
-from shardscope.files import whole_file
+from shardscope.files import check_writable_file, whole_file
 from shardscope.train import train
 from shardscope.train.metrics import read_metrics
 
@@ -83,8 +85,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, print the table, write the JSON and the picture. Raises ConfigError for recipes that cannot be run."""
     device = pick_device(arguments.device)
     changes = dict(_pair(text) for text in arguments.set)
-    if arguments.evaluations < 1:
-        raise ConfigError(f"--evaluations {arguments.evaluations}: a curve has at least one point")
+    at_least_one(
+        evaluations=arguments.evaluations, **({} if arguments.tokens is None else {"tokens": arguments.tokens})
+    )
+    if arguments.seconds is not None and not 0 < arguments.seconds < math.inf:
+        raise ConfigError(f"--seconds {arguments.seconds:g} trains nothing; use a number above 0")
+    if arguments.plot:
+        check_writable_file(Path(arguments.plot), "--plot")
+        if find_spec("matplotlib") is None:
+            raise ConfigError("--plot needs matplotlib; pip install matplotlib")
     variants = read_variants(arguments.recipes, changes, str(device))
     command = command_line("learn", arguments, "recipes", "tokens", "seconds", "seeds", "set", "evaluations")
     report: dict[str, Any] = {"command": command.replace(" --recipes", ""), **machine(device), "runs": []}
@@ -189,10 +198,8 @@ def table(report: dict[str, Any]) -> str:
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Bits per byte over all sources against seconds of training, a line for each run."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(f"--plot needs matplotlib ({error}); pip install matplotlib") from None
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="seconds of training", ylabel="held-out bits per byte, all sources")
     for one in report["runs"]:

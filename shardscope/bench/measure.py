@@ -22,6 +22,7 @@ import torch
 
 from shardscope.config import ConfigError
 from shardscope.files import check_writable_file, write_json
+from shardscope.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 def taking_turns(ways: Mapping[str, Callable[[], object]], runs: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each run of each way; every round runs all of them. What has to be warm is warm already."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(runs):
-        for name, work in ways.items():
-            seconds[name].append(seconds_of(work, device))
+    with progress_bar(desc="measuring", total=runs * len(ways), unit="run") as bar:
+        for _ in range(runs):
+            for name, work in ways.items():
+                seconds[name].append(seconds_of(work, device))
+                bar.update()
     return seconds
 
 
@@ -91,6 +94,11 @@ def add_shared_arguments(parser: argparse.ArgumentParser, *, runs: int | None = 
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:N, mps, or auto: the best there is (default auto)"
     )
+    add_out(parser)
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """`--out`, whose file can be written or is refused before anything is measured."""
     parser.add_argument("--out", type=_file_to_write, metavar="FILE", help="where the numbers are written, as JSON")
 
 

@@ -15,11 +15,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import product
 from typing import Any
 
 import torch
 
-from shardscope.bench.measure import at_least_one, command_line, machine, save, shown_spread, summary, table
+from shardscope.bench.measure import add_out, at_least_one, command_line, machine, save, shown_spread, summary, table
+from shardscope.checkpoint import resolve_checkpoint
+from shardscope.progress import progress_bar
 
 # What each way sets in the environment; a number of threads that is set there is not changed.
 ALL = str(torch.get_num_threads())
@@ -29,6 +32,7 @@ WAYS: dict[str, dict[str, str]] = {
     "waiting": {"OMP_NUM_THREADS": ALL, "OMP_WAIT_POLICY": "PASSIVE"},
     "one": {"OMP_NUM_THREADS": "1"},
 }
+TEMPERATURES = (0.0, 0.8)
 BUSY: dict[str, int | None] = {"no": None, "at nice 10": 10, "at nice 0": 0}
 WRITE = """
 import time
@@ -47,20 +51,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="PATH", help="what writes (default: the built-in model)")
     parser.add_argument("--new", type=int, default=64, metavar="N", help="tokens to write (default 64)")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="measured runs of each (default 5)")
-    parser.add_argument("--out", metavar="FILE", help="where the numbers are written, as JSON")
+    add_out(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print the table, write the JSON. Raises ConfigError for numbers that measure nothing."""
+    """Measure, print the table, write the JSON.
+
+    Raises ConfigError for numbers that measure nothing, and for a checkpoint that is not there.
+    """
     at_least_one(new=arguments.new, runs=arguments.runs)
+    checkpoint = str(resolve_checkpoint(arguments.checkpoint))
     seconds: dict[tuple[str, float, str], list[float]] = {}
-    for _ in range(arguments.runs):
-        for busy, nice in BUSY.items():
-            with nullcontext() if nice is None else _another_program(nice):
-                for temperature in (0.0, 0.8):
-                    for way in WAYS:
-                        found = _seconds(arguments.checkpoint, arguments.new, temperature, WAYS[way])
+    total = arguments.runs * len(BUSY) * len(TEMPERATURES) * len(WAYS)
+    with progress_bar(desc="measuring", total=total, unit="run") as bar:
+        for _ in range(arguments.runs):
+            for busy, nice in BUSY.items():
+                with nullcontext() if nice is None else _another_program(nice):
+                    for temperature, way in product(TEMPERATURES, WAYS):
+                        found = _seconds(checkpoint, arguments.new, temperature, WAYS[way])
                         seconds.setdefault((way, temperature, busy), []).append(found)
+                        bar.update()
     rows = []
     for (way, temperature, busy), times in seconds.items():
         timing = summary(times)
@@ -96,7 +106,7 @@ def shown(report: dict[str, Any]) -> str:
     return "\n".join([f"{report['machine']['name']}, torch {report['machine']['torch']}", "", *table(header, lines)])
 
 
-def _seconds(checkpoint: str | None, new: int, temperature: float, way: dict[str, str]) -> float:
+def _seconds(checkpoint: str, new: int, temperature: float, way: dict[str, str]) -> float:
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MKL_"))}
     words = [sys.executable, "-c", WRITE.format(checkpoint=checkpoint, new=new, temperature=temperature)]
     done = subprocess.run(words, env={**plain, **way}, capture_output=True, text=True, check=True)

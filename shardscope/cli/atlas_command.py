@@ -14,7 +14,7 @@ from shardscope.failures.atlas.records import Atlas
 from shardscope.failures.atlas.table import atlas_table
 from shardscope.failures.prompts import load_suite
 from shardscope.files import check_writable_file, write_bytes, write_text
-from shardscope.progress import progress_bar
+from shardscope.progress import progress_of_shares
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,13 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
         max_new_tokens=arguments.max_new_tokens,
     )
     device = pick_device(arguments.device)
-    with progress_bar(desc="atlas", total=100, unit="%") as bar:
-
-        def show(done: float, words: str) -> None:
-            bar.set_postfix_str(words, refresh=False)
-            bar.update(int(100 * done) - bar.n)
-
-        atlas = make_atlas([arguments.checkpoint, *arguments.others], settings, device=device, progress=show)
+    with progress_of_shares("atlas") as progress:
+        atlas = make_atlas([arguments.checkpoint, *arguments.others], settings, device=device, progress=progress)
     if arguments.json is not None:
         write_text(arguments.json, json.dumps(as_json(atlas), indent=1) + "\n")
     if arguments.png is not None:

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=whole(1), metavar="N", help="questions of each task at most (default: all)")
     parser.add_argument("--num-fewshot", type=whole(0), metavar="N", help="examples before each question")
     add_device(parser)
-    parser.add_argument("--batch-size", default="auto", metavar="N", help="default auto")
+    parser.add_argument(
+        "--batch-size", type=_batch_size, default="auto", metavar="N", help="contexts, or texts, at once (default auto)"
+    )
     add_out(parser, f"folder of the results (default {OUT})", default=OUT)
     parser.add_argument(
         "--tasks-path", action="store_true", help="only print the folder of the tasks, for lm_eval --include_path"
@@ -53,3 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(written.read_text(encoding="utf-8"), end="")
     print(f"\n{written}, {written.with_suffix('.csv')}")
     return 0
+
+
+def _batch_size(text: str) -> int | str:
+    return text if text == "auto" else whole(1)(text)

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         *("--server.enableXsrfProtection=true", "--"),
         *map(str, folders),
     ]
-    # In its own process image: the explorer decides how PyTorch's threads wait before PyTorch is imported.
+    # In the place of this process, so that a signal ends the server itself, and without the memory of PyTorch twice.
     os.execv(sys.executable, command)
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from shardscope import load
 from shardscope.cli.arguments import add_checkpoint, add_device, add_out, path, read_text
 from shardscope.cli.generate_command import add_sampling, sampling
+from shardscope.config import ConfigError
 from shardscope.device import pick_device
 from shardscope.failures import CARD_PROMPTS, CardSample, SuitePrompt, card_table, label
 from shardscope.files import check_writable_file, write_text
@@ -34,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.prompt_file is not None:
         texts.append(read_text(arguments.prompt_file, "--prompt-file"))
     prompts = [SuitePrompt(text=text) for text in texts] or list(CARD_PROMPTS)
+    if arguments.checkpoint is not None and " " in str(arguments.checkpoint) and not arguments.checkpoint.exists():
+        raise ConfigError(f"{arguments.checkpoint}: no such checkpoint; if it is a prompt, pass it with --prompt")
     check_writable_file(arguments.out, "--out")
     model = load(arguments.checkpoint, device=pick_device(arguments.device))
     generations = generate(model, [prompt.text for prompt in prompts], config)

@@ -10,7 +10,7 @@ from shardscope.cli.arguments import add_checkpoint, add_device, add_seed, path,
 from shardscope.device import pick_device
 from shardscope.failures.retrieval import SAMPLES, long_context, long_context_table
 from shardscope.files import check_writable_file, write_text
-from shardscope.progress import progress_bar
+from shardscope.progress import progress_of_shares
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,15 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     check_writable_file(arguments.json, "--json")
     model = load(arguments.checkpoint, device=pick_device(arguments.device))
-    with progress_bar(desc="longcontext", total=100, unit="%") as bar:
-
-        def show(done: float, words: str) -> None:
-            bar.set_postfix_str(words, refresh=False)
-            bar.update(round(100 * done) - bar.n)
-
+    with progress_of_shares("longcontext") as progress:
         found = long_context(
             model, distances=arguments.distance, samples=arguments.samples, heads=arguments.heads, seed=arguments.seed,
-            progress=show,
+            progress=progress,
         )  # fmt: skip
     if arguments.json is None:
         print(long_context_table(found))

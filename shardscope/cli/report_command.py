@@ -15,6 +15,7 @@ from shardscope.device import pick_device
 from shardscope.evals.compare import side_by_side
 from shardscope.evals.report import format_report, held_out_table
 from shardscope.failures import card_table, sample_card
+from shardscope.files import check_writable_file
 from shardscope.reproduce.report import write_report
 
 
@@ -35,10 +36,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.checkpoint is None:
         raise CheckpointError("report needs a run; name a folder like runs/shard-pico-anneal")
     if arguments.checkpoint.suffix == ".json":
+        if arguments.others:
+            raise ConfigError(f"{arguments.checkpoint}: metrics are reported alone; leave {arguments.others[0]} out")
         if arguments.out is None:
             raise ConfigError(f"{arguments.checkpoint}: say with --out where the page is to be written")
+        check_writable_file(arguments.out, "--out")
         print(write_report(arguments.checkpoint, arguments.out))
         return 0
+    if arguments.out is not None:
+        raise ConfigError(f"--out {arguments.out}: only the page about a metrics.json is written; leave it out")
     if arguments.others:
         print(side_by_side([arguments.checkpoint, *arguments.others]))
         return 0

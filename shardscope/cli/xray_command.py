@@ -15,7 +15,7 @@ from shardscope.failures.loop_xray.picture import xray_picture
 from shardscope.failures.loop_xray.table import xray_table
 from shardscope.files import check_writable_file, write_text
 from shardscope.generation import SamplingConfig, generate
-from shardscope.progress import progress_bar
+from shardscope.progress import progress_of_shares
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,15 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable_file(arguments.picture, "--picture")
     model = load(arguments.checkpoint, device=pick_device(arguments.device))
     [generation] = generate(model, [prompt], SamplingConfig(max_new_tokens=arguments.max_new_tokens))
-    with progress_bar(desc="xray", total=100, unit="%") as bar:
-
-        def show(done: float, words: str) -> None:
-            bar.set_postfix_str(words, refresh=False)
-            bar.update(round(100 * done) - bar.n)
-
+    with progress_of_shares("xray") as progress:
         found = xray(
             model, generation, ablation=arguments.ablation, max_size=arguments.max_size, seed=arguments.seed,
-            progress=show,
+            progress=progress,
         )  # fmt: skip
     if arguments.json is not None:
         write_text(arguments.json, json.dumps(found.to_dict(), indent=1) + "\n")

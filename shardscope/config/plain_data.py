@@ -11,6 +11,9 @@ import dacite
 
 from shardscope.config.errors import ConfigError, shown, suggest
 
+# What a person calls a type.
+_WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
 
 def build(kind: type, values: Mapping[str, Any], where: str) -> Any:
     """`kind` from plain data. An unknown key or a wrong type is an error that names the key."""
@@ -21,7 +24,7 @@ def build(kind: type, values: Mapping[str, Any], where: str) -> Any:
     except dacite.MissingValueError as error:
         raise ConfigError(f"{prefix}{error.field_path} is missing; every {kind.__name__} needs it") from None
     except dacite.WrongTypeError as error:
-        allowed = getattr(error.field_type, "__name__", None) or str(error.field_type)
+        allowed = _WORDS.get(error.field_type) or getattr(error.field_type, "__name__", None) or str(error.field_type)
         if get_origin(error.field_type) is Literal:
             allowed = " or ".join(repr(option) for option in get_args(error.field_type))
         raise ConfigError(f"{prefix}{error.field_path}={shown(error.value)} is not allowed; use {allowed}") from None

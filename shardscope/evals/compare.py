@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from shardscope.checkpoint import STATE, CheckpointError, list_checkpoints
-from shardscope.files import read_json
+from shardscope.checkpoint import CheckpointError, list_checkpoints, read_facts
+from shardscope.evals.report import scores_in
 from shardscope.train.health import troubles_of
+from shardscope.train.lineage import recorded_ancestors
 from shardscope.train.metrics import read_metrics
+from shardscope.visible import on_one_line
 
 
 def side_by_side(runs: Sequence[str | Path]) -> str:
@@ -31,18 +33,18 @@ def _column(run: Path) -> dict[str, str]:
         raise CheckpointError(f"{run}: not a run with a checkpoint; name folders like runs/shard-pico-anneal")
     if not evaluations:
         raise CheckpointError(f"{run}: its metrics.jsonl holds no evaluation; train at least train.eval_every steps")
-    state = read_json(checkpoints[-1] / STATE, CheckpointError)
-    ancestors = state.get("ancestors") or []
-    fork = f"{ancestors[-1]['run']}@{ancestors[-1]['step']}" if ancestors else "–"
+    state = read_facts(checkpoints[-1])
+    ancestors = recorded_ancestors(checkpoints[-1])
+    fork = on_one_line(f"{ancestors[-1].get('run')}@{ancestors[-1].get('step')}") if ancestors else "–"
     troubles = [f"{trouble.kind} at {trouble.step:,}" for trouble, _ in troubles_of(read_metrics(run, "event"))]
-    scores = {name: found for name, found in evaluations[-1].items() if isinstance(found, dict)}
+    scores = scores_in(evaluations[-1], run)
     return {
         "run": run.name,
-        "step": f"{state['step']:,} of {state['steps']:,}",
-        "state": str(state.get("status")),
+        "step": f"{state['step']:,} of {state.get('steps', state['step']):,}",
+        "state": str(state.get("status", "unknown")),
         "forked from": fork,
-        "tokens": f"{state['tokens']:,}",
-        "seconds": f"{state['seconds']:,.0f}",
+        "tokens": f"{state['tokens']:,}" if "tokens" in state else "–",
+        "seconds": f"{state['seconds']:,.0f}" if "seconds" in state else "–",
         "trouble": ", ".join(troubles) or "–",
         "evaluated at step": f"{evaluations[-1]['step']:,}",
         **{f"bits/byte, {name}": f"{found['bits_per_byte']:.4f}" for name, found in scores.items()},

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import gzip
 import lzma
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from shardscope.config import ConfigError, DataConfig, Recipe
 from shardscope.data import Holdout, shards_of
 from shardscope.evals.ngram import WORD_ORDER, ByteNGram, WordNGram
 from shardscope.files import read_json
+from shardscope.progress import progress_of_shares
 from shardscope.tokenizer import Tokenizer
 from shardscope.train.metrics import read_metrics
 from shardscope.train.run import RECIPE
@@ -67,11 +69,15 @@ def held_out_table(run: str | Path, order: int = 3, most: int = BASELINE_BYTES) 
     evaluations = read_metrics(run, "eval")
     if not evaluations:
         raise CheckpointError(f"{run}: its metrics.jsonl holds no evaluation; train at least train.eval_every steps")
-    first, last = evaluations[0], evaluations[-1]
     recipe = Recipe.from_dict(read_json(run / RECIPE))
     tokenizer = load(run).tokenizer
     assert tokenizer is not None, "a run's checkpoint holds its tokenizer"
     baseline = baselines(recipe.data, recipe.train.eval_tokens, tokenizer, order, most)
+    first, last = (scores_in(line, run) for line in (evaluations[0], evaluations[-1]))
+    if missing := baseline.keys() - (first.keys() & last.keys()):
+        raise CheckpointError(
+            f"{run}: its evaluations lack {', '.join(sorted(missing))}; its metrics.jsonl was changed"
+        )
     return [
         Line(
             name,
@@ -85,30 +91,52 @@ def held_out_table(run: str | Path, order: int = 3, most: int = BASELINE_BYTES) 
     ]
 
 
+def scores_in(evaluation: Mapping[str, Any], run: Path) -> dict[str, dict[str, float]]:
+    """The scores of a line of metrics.jsonl of the kind "eval", by source; `loss` and `bits_per_byte` of each.
+
+    Raises CheckpointError where a score is not a number: it was not finite, or the file was changed.
+    """
+    scores = {name: found for name, found in evaluation.items() if isinstance(found, dict)}
+    for name, found in scores.items():
+        for what in ("loss", "bits_per_byte"):
+            if not isinstance(found.get(what), int | float):
+                raise CheckpointError(
+                    f"{run}: its evaluation at step {evaluation['step']} has no {what} of {name}; the model computed "
+                    "none, or its metrics.jsonl was changed"
+                )
+    return scores
+
+
 def baselines(data: DataConfig, eval_tokens: int, tokenizer: Tokenizer, order: int, most: int) -> dict[str, Baseline]:
     """The baselines on each source's held-out windows, and on 'all' of them."""
     if most < 1:
         raise ConfigError(f"{most} bytes of text train no n-gram model; use 1 or more (--ngram-bytes)")
     pieces = _pieces(tokenizer)
-    shards = shards_of(data, tokenizer, progress=False)
-    shares = _shares([size_of(both.train.tokens, pieces, most) for both in shards.values()], most)
-    texts = [text_of(both.train.tokens, pieces, share) for both, share in zip(shards.values(), shares, strict=True)]
-    text = np.concatenate(texts)
-    byte_model, word_model = ByteNGram(text, order), WordNGram(text)
-    rows, sizes = {}, []
-    for name, both in shards.items():
-        holdout = Holdout(name, both.holdout, tokenizer, seq_len=data.seq_len, eval_tokens=eval_tokens)
-        windows = _scored_bytes(holdout, pieces)
-        scored_text = b"".join(window[-scored:].tobytes() for window, scored in windows)
-        packed = (
-            float(sum(byte_model.bits(window)[-scored:].sum() for window, scored in windows)),
-            sum(word_model.bits(window[-scored:]) for window, scored in windows),
-            8 * len(gzip.compress(scored_text)),
-            8 * len(lzma.compress(scored_text, preset=9)),
-            len(scored_text),
-        )
-        rows[name] = _baseline(*packed)
-        sizes.append(packed)
+    shards = shards_of(data, tokenizer)
+    with progress_of_shares("baselines") as progress:
+        progress(0.0, "reading the training text")
+        shares = _shares([size_of(both.train.tokens, pieces, most) for both in shards.values()], most)
+        texts = [text_of(both.train.tokens, pieces, share) for both, share in zip(shards.values(), shares, strict=True)]
+        text = np.concatenate(texts)
+        progress(0.2, f"fitting the {order}-gram model of bytes")
+        byte_model = ByteNGram(text, order)
+        progress(0.4, f"fitting the {WORD_ORDER}-gram model of words")
+        word_model = WordNGram(text)
+        rows, sizes = {}, []
+        for number, (name, both) in enumerate(shards.items()):
+            progress(0.6 + 0.4 * number / len(shards), f"scoring {name}")
+            holdout = Holdout(name, both.holdout, tokenizer, seq_len=data.seq_len, eval_tokens=eval_tokens)
+            windows = _scored_bytes(holdout, pieces)
+            scored_text = b"".join(window[-scored:].tobytes() for window, scored in windows)
+            packed = (
+                float(sum(byte_model.bits(window)[-scored:].sum() for window, scored in windows)),
+                sum(word_model.bits(window[-scored:]) for window, scored in windows),
+                8 * len(gzip.compress(scored_text)),
+                8 * len(lzma.compress(scored_text, preset=9)),
+                len(scored_text),
+            )
+            rows[name] = _baseline(*packed)
+            sizes.append(packed)
     return {**rows, "all": _baseline(*np.sum(sizes, axis=0).tolist())}
 
 

@@ -10,7 +10,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ TASKS = resource("evals")
 SAMPLE = TASKS / "sample"
 OUT = Path("runs/evals")
 
+# How messages of the harness begin, or what they hold, that are for authors of tasks.
+FOR_AUTHORS = ("Custom kwargs can be passed to `--metadata`", "Metrics were not scored on the same number of")
+
 Row = dict[str, Any]
 
 logger = logging.getLogger(__name__)
@@ -43,10 +47,11 @@ def evaluate(
     """
     from lm_eval import simple_evaluate
 
-    manager = _task_manager(tasks, data)
-    found = simple_evaluate(
-        lm, tasks=tasks, task_manager=manager, limit=limit, num_fewshot=num_fewshot, log_samples=False
-    )
+    with _without_chatter():
+        manager = _task_manager(tasks, data)
+        found = simple_evaluate(
+            lm, tasks=tasks, task_manager=manager, limit=limit, num_fewshot=num_fewshot, log_samples=False
+        )
     rows: list[Row] = []
     if found is None:  # not the first process under torchrun
         return rows
@@ -71,11 +76,37 @@ def evaluate(
 
 def questions(task: str, data: str | Path | None) -> Row:
     """The number of a task's test questions, and a hash of them. `data` and errors as in `evaluate`."""
-    found = _task_manager([task], data).load([task])
+    with _without_chatter():
+        found = _task_manager([task], data).load([task])
     if task in found["groups"]:
         raise ConfigError(f"--tasks {task}: a group of tasks; name the tasks themselves")
     lines = [json.dumps(document, sort_keys=True, default=str) for document in found["tasks"][task].test_docs()]
     return {"questions": len(lines), "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Within it the harness does not say what concerns nobody who scores a checkpoint.
+
+    That are hints for authors of tasks, and git's complaint where the working folder is no checkout, whose commit the
+    harness would note.
+    """
+    from lm_eval import evaluator
+
+    def matters(record: logging.LogRecord) -> bool:
+        return not any(words in record.getMessage() for words in FOR_AUTHORS)
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval.api.task", "lm_eval.evaluator_utils")]
+    of_commit = evaluator.get_git_commit_hash
+    for each in loggers:
+        each.addFilter(matters)
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = of_commit
+        for each in loggers:
+            each.removeFilter(matters)
 
 
 def _task_manager(tasks: Sequence[str], data: str | Path | None) -> TaskManager:
@@ -90,7 +121,7 @@ def _task_manager(tasks: Sequence[str], data: str | Path | None) -> TaskManager:
 
 
 def write_result(out: Path, lm: ShardLM, rows: list[Row], data: str, limit: int | None) -> Path:
-    """One JSON file for each run, with what it was a run of. It is there whole or not at all."""
+    """One JSON file for each run, with what it was a run of. While it is written, an empty file holds its name."""
     made = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime())
     facts = {
         "made": made,
@@ -102,7 +133,11 @@ def write_result(out: Path, lm: ShardLM, rows: list[Row], data: str, limit: int 
     }
     out.mkdir(parents=True, exist_ok=True)
     file = _new_file(out, made)
-    return write_json(file, facts, indent=1)
+    try:
+        return write_json(file, facts, indent=1)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def _new_file(out: Path, made: str) -> Path:

@@ -51,10 +51,9 @@ def export_pretrained(
 ) -> Path:
     """Write `folder` for stock transformers: weights in `dtype`, config, generation config, tokenizer, model card.
 
-    `model` is a Shard, a checkpoint or a run (None: the built-in model). Where `dtype` is narrower
-    than the model's, the greedy texts of twenty prompts are compared, and what changed is reported and put on the card.
-    Raises InteropError when `folder` is in use, when `dtype` is unknown, or when VaultGemma cannot express the
-    architecture.
+    `model` is a Shard, a checkpoint or a run (None: the built-in model). Where `dtype` is narrower than the model's,
+    the greedy texts of twenty prompts are compared, and what changed is reported and put on the card. Raises
+    InteropError when `folder` is in use, when `dtype` is unknown, or when VaultGemma cannot express the architecture.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -85,6 +84,10 @@ def import_pretrained(folder: str | Path) -> Shard:
     the directory holds no Shard, CheckpointError when a file of it cannot be read.
     """
     folder = Path(folder)
+    if not (folder / "config.json").exists():
+        raise InteropError(
+            f"{folder}: not an exported directory, it holds no config.json; name one that transformers saved"
+        )
     values = read_json(file_inside(folder, "config.json", InteropError), InteropError)
     side, pattern = _read_side_file(folder / EXACT_NORMS)
     config = shard_config(values, pattern, where=str(folder / "config.json"))

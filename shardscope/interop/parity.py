@@ -15,7 +15,7 @@ Shard with `qk_norm` is compared with TransformerLens alone. What is judged:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,7 @@ from shardscope.checkpoint import load
 from shardscope.interop.huggingface import export_pretrained
 from shardscope.interop.rounding import DTYPES, WideProducts
 from shardscope.model import Shard
+from shardscope.progress import progress_of_shares
 
 TOLERANCE = 1e-5  # float32: |theirs - exact| <= TOLERANCE * (1 + largest |exact| of the position)
 # or <= NUDGES * largest |nudged - exact|. Of five models and prompts, sharp ones among them, it took 2 to 6.4.
@@ -96,35 +97,43 @@ def verify(model: Shard | str | Path | None, seed: int = 0) -> Certificate:
 
     `model` is a Shard, a checkpoint or a run (None: the built-in model).
     """
-    comparisons = []
-    for dtype in ("float32", "bfloat16"):
-        shard = _in_dtype(model, dtype)
-        prompts = _prompts(shard, seed)
-        with TemporaryDirectory() as scratch, torch.no_grad(), WideProducts():
-            native = cache(lambda ids, shard=shard: shard(torch.tensor([ids])))
-            exact = {name: exact_logits(shard, prompt) for name, prompt in prompts.items()}
-            ours = {name: native(tuple(prompt[0].tolist())) for name, prompt in prompts.items()}
-            bounds = {name: _bound(shard, prompt, exact[name]) for name, prompt in prompts.items()}
-            comparisons += [
-                _compare("Shardscope", dtype, name, exact[name], bounds[name], ours[name], ours[name], None)
-                for name in prompts
-            ]
-            folder, others = Path(scratch) / "export", [_transformer_lens]
-            if not shard.config.qk_norm:
-                export_pretrained(shard, folder, dtype)
-                others.append(_transformers)
-            for build in others:
-                other = build(shard, folder)
-                for name, prompt in prompts.items():
-                    written = other.greedy(prompt, GREEDY_TOKENS)
-                    opinion = native(tuple(written[0, :-1].tolist()))[0, prompt.shape[1] - 1 :]
-                    shortfall = opinion.amax(dim=-1) - opinion.gather(1, written[0, prompt.shape[1] :, None])[:, 0]
-                    theirs = other.logits(prompt)
-                    comparisons.append(
-                        _compare(other.name, dtype, name, exact[name], bounds[name], ours[name], theirs, shortfall)
-                    )
-                del other
+    comparisons: list[Comparison] = []
+    dtypes = ("float32", "bfloat16")
+    with progress_of_shares("verify") as progress:
+        for number, dtype in enumerate(dtypes):
+
+            def report(done: float, name: str, number: int = number, dtype: str = dtype) -> None:
+                progress((number + done) / len(dtypes), f"{name} in {dtype}")
+
+            comparisons += _comparisons(_in_dtype(model, dtype), dtype, seed, report)
     return Certificate(comparisons)
+
+
+def _comparisons(shard: Shard, dtype: str, seed: int, report: Callable[[float, str], None]) -> Iterator[Comparison]:
+    """Every implementation on every prompt in one dtype; `report` is told the share done and the one that is next."""
+    prompts = _prompts(shard, seed)
+    report(0.0, "Shardscope")
+    with TemporaryDirectory() as scratch, torch.no_grad(), WideProducts():
+        native = cache(lambda ids: shard(torch.tensor([ids])))
+        exact = {name: exact_logits(shard, prompt) for name, prompt in prompts.items()}
+        ours = {name: native(tuple(prompt[0].tolist())) for name, prompt in prompts.items()}
+        bounds = {name: _bound(shard, prompt, exact[name]) for name, prompt in prompts.items()}
+        for name in prompts:
+            yield _compare("Shardscope", dtype, name, exact[name], bounds[name], ours[name], ours[name], None)
+        folder, others = Path(scratch) / "export", [_transformer_lens]
+        if not shard.config.qk_norm:
+            export_pretrained(shard, folder, dtype)
+            others.append(_transformers)
+        for done, build in enumerate(others, start=1):
+            other = build(shard, folder)
+            report(done / (1 + len(others)), other.name)
+            for name, prompt in prompts.items():
+                written = other.greedy(prompt, GREEDY_TOKENS)
+                opinion = native(tuple(written[0, :-1].tolist()))[0, prompt.shape[1] - 1 :]
+                shortfall = opinion.amax(dim=-1) - opinion.gather(1, written[0, prompt.shape[1] :, None])[:, 0]
+                theirs = other.logits(prompt)
+                yield _compare(other.name, dtype, name, exact[name], bounds[name], ours[name], theirs, shortfall)
+            del other
 
 
 def exact_logits(shard: Shard, tokens: Tokens, nudge: float = 0.0) -> Float[Tensor, "1 pos vocab"]:

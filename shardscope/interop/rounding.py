@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from shardscope.generation import SamplingConfig, generate
 from shardscope.model import Shard
+from shardscope.progress import progress_bar
 
 if TYPE_CHECKING:
     from transformers import VaultGemmaForCausalLM
@@ -74,11 +75,13 @@ def compare_greedy_texts(shard: Shard, narrow: VaultGemmaForCausalLM) -> GreedyA
     tokens = min(TOKENS, shard.config.n_ctx - max(map(len, prompts)))
     config = SamplingConfig(max_new_tokens=tokens, stop_at_eos=False)
     same = 0
-    for prompt, written in zip(prompts, generate(shard, prompts, config), strict=True):
-        text = torch.tensor([[*prompt, *written.ids]], device=narrow.device)
-        with WideProducts():
-            likeliest = narrow(text[:, :-1]).logits[0, len(prompt) - 1 :].argmax(dim=-1)
-        same += bool(torch.equal(likeliest, text[0, len(prompt) :]))
+    with progress_bar(desc="comparing greedy texts", total=len(prompts), unit="text") as bar:
+        for prompt, written in zip(prompts, generate(shard, prompts, config), strict=True):
+            text = torch.tensor([[*prompt, *written.ids]], device=narrow.device)
+            with WideProducts():
+                likeliest = narrow(text[:, :-1]).logits[0, len(prompt) - 1 :].argmax(dim=-1)
+            same += bool(torch.equal(likeliest, text[0, len(prompt) :]))
+            bar.update()
     return GreedyAgreement(same, len(prompts), tokens, str(shard.embed.W_E.dtype).removeprefix("torch."))
 
 

@@ -38,9 +38,15 @@ def write_report(metrics: Path, page: Path, preface: str = "") -> Path:
     found = read_json(metrics, ConfigError)
     if found.get("format") != FORMAT:
         raise ConfigError(f"{metrics}: not the metrics of `shardscope reproduce`, format {FORMAT}; run it again")
-    for name, picture in pictures(found).items():
+    try:
+        drawn, text = pictures(found), report(found, f"images/{page.stem}", preface)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise ConfigError(
+            f"{metrics}: was changed since it was written ({error!r}); run `shardscope reproduce` again"
+        ) from None
+    for name, picture in drawn.items():
         write_text(page.parent / "images" / f"{page.stem}-{name}.svg", picture)
-    return write_text(page, report(found, f"images/{page.stem}", preface))
+    return write_text(page, text)
 
 
 def report(found: Metrics, images: str, preface: str = "") -> str:

@@ -135,6 +135,8 @@ def _probe(line: Mapping[str, Any]) -> _Probe | None:
             and next(iter(shapes))[1] > 0
             and all(kind in ("sliding", "global") for kind in kinds)
             and len(edges) >= 2
+            and len(matrices) > 0
+            and len(loss) > 0
             and bool((np.diff(edges) > 0).all())
             and all(len(numbers) == len(MATRIX_NUMBERS) for numbers in matrices.values())
             and all(len(losses) == len(edges) - 1 for losses in loss.values())

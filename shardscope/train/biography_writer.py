@@ -18,6 +18,7 @@ from shardscope.train.biography import KIND, is_number
 from shardscope.train.metrics import BIOGRAPHY, Metrics, NoMetrics, read_metrics
 from shardscope.train.muon import split_parameters
 from shardscope.train.probes import (
+    LONGEST_TEXT,
     check_lags,
     default_lags,
     loss_by_position,
@@ -70,7 +71,7 @@ class BiographyWriter:
             name: Holdout(name, holdout.shard, setup.tokenizer, seq_len=seq_len, eval_tokens=share)
             for name, holdout in setup.data.holdouts.items()
         }
-        longest = min(seq_len, max(2 * config.window, 256), 2048)
+        longest = min(seq_len, max(2 * config.window, 256), LONGEST_TEXT)
         self.texts = [next(holdout.batches(1)).tokens[0, :longest] for holdout in self.holdouts.values()]
 
     def prepare(self, step: int) -> None:

@@ -115,7 +115,7 @@ class Health:
         """Go on where a run stopped: `lines` of its log of training steps, and the trouble that was not over."""
         for line in lines[-self.window :]:
             # A number that was not finite was logged as null.
-            values = {name: math.nan if line.get(name) is None else line[name] for name in LOGGED}
+            values = {name: _number(line.get(name)) for name in LOGGED}
             self.step(line["step"], values)
         self.active = {trouble.kind: trouble for trouble in troubles}
 
@@ -164,6 +164,11 @@ class Health:
         return f"a loss of {now:.2f} nats, where the frequency of each token alone gives {self.entropy:.2f}"
 
 
+def _number(value: object) -> float:
+    """What a log holds; NaN for null, which a number that was not finite is written as, and for anything else."""
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
 def token_entropy(data: Prepared, most: int = 4_000_000) -> float:
     """Nats a token costs if only its frequency is known, over the mixture; `most` tokens of each source are read."""
     frequencies = np.zeros(2**16)
@@ -202,7 +207,8 @@ def troubles_of(lines: Iterable[Mapping[str, Any]]) -> list[tuple[Trouble, int |
             continue
         kind = str(line.get("trouble"))
         if line["event"] == "trouble":
-            found.append((Trouble(kind, int(line.get("since") or 0), str(line.get("evidence"))), None))
+            since = line.get("since")
+            found.append((Trouble(kind, since if type(since) is int else 0, str(line.get("evidence"))), None))
         else:
             found = [(t, line["step"] if over is None and t.kind == kind else over) for t, over in found]
     return found

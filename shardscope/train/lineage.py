@@ -54,7 +54,7 @@ def ancestors_of(start: Path | None, weights: Mapping[str, Tensor]) -> list[dict
         "step": facts.get("step"),
         "weights": weights_digest(weights),
     }
-    return [*_ancestors(start), this]
+    return [*recorded_ancestors(start), this]
 
 
 def family_tree(run: Path) -> str:
@@ -96,14 +96,14 @@ def _chain(run: Path) -> list[_Member]:
     newest = (list_checkpoints(run) or [run])[-1]
     found: list[_Member] = []
     forked_at = None
-    for ancestor in _ancestors(newest):
+    for ancestor in recorded_ancestors(newest):
         place = Path(ancestor["checkpoint"])
         found.append(_Member(place.parents[1] if place.parent.name == "checkpoints" else place, forked_at))
         forked_at = ancestor["step"] if isinstance(ancestor.get("step"), int) else None
     return [*found, _Member(run, forked_at)]
 
 
-def _ancestors(checkpoint: Path) -> list[dict[str, Any]]:
+def recorded_ancestors(checkpoint: Path) -> list[dict[str, Any]]:
     """What `ancestors_of` recorded; nothing where the state cannot be read, which is for those to say who need it."""
     with suppress(CheckpointError):
         recorded = read_facts(checkpoint).get("ancestors")

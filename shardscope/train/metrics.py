@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from shardscope.checkpoint import MOST_STEPS
 from shardscope.config import ConfigError, Recipe
 from shardscope.files import appending, parse_json, read_text, write_text
 
@@ -101,9 +102,18 @@ def read_metrics(folder: Path, kind: str | None = None, file: str = FILE) -> lis
             line = parse_json(text, str(path), ConfigError)
         except ConfigError:
             continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int) and kind in (None, line.get("kind")):
+        if _is_line(line) and kind in (None, line["kind"]):
             lines.append(line)
     return lines
+
+
+def _is_line(line: Any) -> bool:
+    return (
+        isinstance(line, dict)
+        and isinstance(line.get("kind"), str)
+        and type(line.get("step")) is int
+        and 0 <= line["step"] < MOST_STEPS
+    )
 
 
 def rewind(folder: Path, step: int | None, file: str = FILE) -> set[tuple[str, int]]:
@@ -114,9 +124,9 @@ def rewind(folder: Path, step: int | None, file: str = FILE) -> set[tuple[str, i
     """
     lines = read_metrics(folder, file=file)
     if (folder / file).exists():
-        kept = [line for line in lines if step is not None and line["step"] + (line.get("kind") == "sample") <= step]
+        kept = [line for line in lines if step is not None and line["step"] + (line["kind"] == "sample") <= step]
         write_text(folder / file, "".join(json.dumps(line) + "\n" for line in kept))
-    return {(str(line.get("kind")), line["step"]) for line in lines}
+    return {(line["kind"], line["step"]) for line in lines}
 
 
 def scalars_of(line: Mapping[str, Any]) -> dict[str, float]:

@@ -16,7 +16,7 @@ import torch
 
 from shardscope.checkpoint import CheckpointError, read_config
 from shardscope.config import Recipe, ShardConfig, Source
-from shardscope.data import Reading, dealt, documents, files_of, kind_of, located
+from shardscope.data import ReadLog, dealt, documents, files_of, kind_of, located
 from shardscope.device import pick_device
 from shardscope.train.flops import flops_per_token
 from shardscope.train.run import find_stable
@@ -146,7 +146,7 @@ def _size(source: Source, vocabulary: int) -> int | None:
     if kind == "hf":
         return None
     if kind == "builtin":
-        characters = sum(len(document.text) for document in documents(source, Reading("skip", quiet=True)))
+        characters = sum(len(document.text) for document in documents(source, ReadLog("skip", quiet=True)))
         return int(characters / bytes_per_token)
     return int(sum(_text_bytes(source.path)) / bytes_per_token)
 
@@ -157,7 +157,7 @@ def _text_bytes(path: str) -> Iterator[float]:
 
 
 def _duration(hours: float) -> str:
-    if hours < 1 / 60:
+    if hours < 1 / 40:
         return f"{hours * 3600:.0f} seconds"
     return f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:,.0f} hours"
 

@@ -28,3 +28,17 @@ def test_the_benchmark_measures_idle_and_busy_in_one_run(
         assert row["tokens_per_second"] > 0
         assert row["busy"] != "no" or row["slower_than_idle"] == 1
     assert "| chosen, greedy, at nice 10 |" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_not_there_is_said_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "threads", "--checkpoint", "nowhere"]) == 1
+    assert capsys.readouterr().err == "error: nowhere: no such checkpoint or run\n"
+
+
+@pytest.mark.parametrize("what", ["threads", "xray", "decode"])
+def test_a_file_that_cannot_be_written_is_said_before_anything_is_measured(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", what, "--out", str(tmp_path)])
+    assert "is a folder; name a file in it" in capsys.readouterr().err

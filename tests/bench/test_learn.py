@@ -92,7 +92,7 @@ def test_what_cannot_be_compared_is_one_sentence(recipes: list[str], tmp_path: P
         learn.run(arguments(recipes[0], recipes[0], "--device", "cpu"))
     with pytest.raises(ConfigError, match="--set 'lr': write KEY=VALUE"):
         learn.run(arguments(recipes[0], "--set", "lr", "--device", "cpu"))
-    with pytest.raises(ConfigError, match="a curve has at least one point"):
+    with pytest.raises(ConfigError, match="--evaluations 0 measures nothing; use at least 1"):
         learn.run(arguments(recipes[0], "--evaluations", "0", "--device", "cpu"))
 
 

@@ -26,7 +26,7 @@ def test_a_recipe_survives_plain_data(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         ({"schedule__stepz": "3"}, r"recipe.toml: unknown key schedule.stepz; did you mean 'steps'\?"),
-        ({"schedule__steps": "many"}, "schedule.steps='many' is not allowed; use int"),
+        ({"schedule__steps": "many"}, "schedule.steps='many' is not allowed; use a whole number"),
         ({"schedule__kind": "wds"}, "schedule.kind='wds' is not allowed; use 'wsd' or 'cosine'"),
         ({"schedule__warmup": "0.9", "schedule__decay": "0.5"}, "overlap; their sum may not pass 1"),
         ({"train__micro_batch": "5"}, "micro_batch=5 does not divide train.batch_size=64"),
@@ -39,7 +39,7 @@ def test_a_recipe_survives_plain_data(tmp_path: Path) -> None:
         ({"train__loggers": "wandb"}, r"train.loggers='wandb' is not a list; write it in brackets, as in \['wandb'\]"),
         ({"optimizer__lr": "-1"}, "optimizer.lr=-1.0 must be above 0"),
         ({"sede": "1"}, r"unknown key sede; did you mean 'seed'\?"),
-        ({"seed__x": "1"}, "seed=.* is not allowed; use int"),
+        ({"seed__x": "1"}, "seed=.* is not allowed; use a whole number"),
         ({"data__sources": "[{name='a', path='b', wieght=2}]"}, r"data.sources.wieght; did you mean 'weight'\?"),
         (
             {"data__sources": "[{name='a', path='b', weight=1e400}]"},
@@ -53,7 +53,7 @@ def test_a_recipe_survives_plain_data(tmp_path: Path) -> None:
         ({"optimizer__lr": "1" + "0" * 400}, "optimizer.lr=inf must be finite"),
         ({"seed": str(2**70)}, f"seed={2**70} is above {2**53}"),
         ({"seed": "0x" + "f" * 5000}, f"seed=a number of 20000 bits is above {2**53}"),
-        ({"seed": "9" * 5000}, "seed='9999.* is not allowed; use int"),
+        ({"seed": "9" * 5000}, "seed='9999.* is not allowed; use a whole number"),
         ({"schedule__steps": "1" + "0" * 30}, r"schedule.steps=10* is above"),
         ({"train__batch_size": str(2**80)}, "train.batch_size=.* is above"),
         ({"model__n_layers": "0x" + "f" * 5000}, "model.n_layers=a number of 20000 bits is above 1024"),

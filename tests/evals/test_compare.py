@@ -47,3 +47,15 @@ def test_what_is_no_run_is_named(three_runs: list[Path], tmp_path: Path, capsys:
     (three_runs[1] / "metrics.jsonl").unlink()
     assert main(["report", *map(str, three_runs)]) == 1
     assert "early: its metrics.jsonl holds no evaluation" in capsys.readouterr().err
+
+
+def test_a_log_that_was_changed_is_one_sentence(three_runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    log = three_runs[0] / "metrics.jsonl"
+    whole = log.read_text()
+    for score in ('"bits_per_byte": null', '"bits_per_byte": "low"', '"other": 1.0'):
+        log.write_text(re.sub(r'"bits_per_byte": [\d.]+', score, whole))
+        for command in (["report", str(three_runs[0])], ["report", *map(str, three_runs)]):
+            assert main(command) == 1
+            assert re.fullmatch(
+                r"error: .*run: its evaluation at step \d+ has no bits_per_byte of .*\n", capsys.readouterr().err
+            )

@@ -155,6 +155,20 @@ def test_a_task_that_has_answers_written_runs_to_its_table(
     assert all(0 <= float(line[4]) <= 1 for line in lines)
 
 
+def test_what_the_harness_says_to_authors_of_tasks_is_left_out(
+    formats: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no checkout, of which git would complain
+    assert main(["eval", str(formats[0]), "--limit", "2", "--device", "cpu", "--tasks", "shard_arith"]) == 0
+    assert "fatal" not in capfd.readouterr().err
+    assert not any(words in caplog.text for words in suite.FOR_AUTHORS)
+    assert (tmp_path / "runs" / "evals" / "table.md").exists()
+
+
 def kept(out: Path, value: float, task: str = "sums") -> Path:
     """A result of a second that is always the same."""
     row = {"task": task, "shots": 0, "metric": "acc", "value": value, "stderr": None, "questions": 2}

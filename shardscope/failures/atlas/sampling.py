@@ -60,8 +60,8 @@ def make_atlas(
     under the run's folder.
 
     What was sampled before, with the same settings and the same weights, is read and not sampled again; where a rule of
-    the labels has changed since, it is labelled anew. Raises
-    CheckpointError or AtlasError, with the path, before anything is sampled where that can be seen.
+    the labels has changed since, it is labelled anew. Raises CheckpointError or AtlasError, with the path, before
+    anything is sampled where that can be seen.
     """
     settings = settings or AtlasSettings()
     runs = [_run(path) for path in paths]
@@ -189,6 +189,7 @@ def relabelled(column: AtlasColumn, settings: AtlasSettings, model: Shard) -> At
     samples = tuple(
         _labelled(_Row(prompts[s.prompt], [], s.temperature, s.seed, list(s.ids), s.text, s.stop_reason), model)
         for s in column.samples
+        if s.prompt in prompts
     )
     return replace(column, samples=samples)
 

@@ -43,8 +43,7 @@ class Cure:
     """One remedy: `setting` is the penalty, the temperature, or 0; `parts` what is ablated.
 
     `looping` of `texts` still end in a loop, any loop, counters included. `loss`: on held-out text, in nats a token;
-    `cost`: the change from none. `ids` and `text` are the first continuation, which ended because
-    of `stop_reason`.
+    `cost`: the change from none. `ids` and `text` are the first continuation, which ended because of `stop_reason`.
     """
 
     remedy: Remedy

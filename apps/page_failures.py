@@ -21,7 +21,7 @@ from apps.parts.text import plain, sentence
 from apps.parts.tokens import marked_text
 from apps.parts.xray import Looping, draw_xray, of_row, sampling_lines
 from shardscope.config import ConfigError
-from shardscope.failures import CARD_PROMPTS, Labels, SuitePrompt, describe, for_model, load_suite
+from shardscope.failures import CARD_PROMPTS, Labels, SuitePrompt, describe, for_model, load_suite, text_model_of
 from shardscope.generation import SamplingConfig
 from shardscope.model import PromptError
 from shardscope.visible import on_one_line, visible
@@ -65,6 +65,7 @@ def draw_picked(shown: Shown, opened: Opened) -> None:
         sampling = SamplingConfig(
             max_new_tokens=shown.atlas.settings.max_new_tokens, temperature=sample.temperature, seed=sample.seed
         )
+        text_model = text_model_of(run_of(of))
     except ConfigError as error:
         st.error(sentence(error))
         return
@@ -79,7 +80,7 @@ def draw_picked(shown: Shown, opened: Opened) -> None:
         tuple(tokenizer.encode(prompt.text, bos=True)),
         sampling,
     )
-    labels = judge(prompt, looping.sample, tokenizer)
+    labels = judge(prompt, looping.sample, tokenizer, text_model)
     stay_with(looping)
     draw_sample(looping, labels)
     if labels.loop is not None and picked.opened is not None:
@@ -138,12 +139,13 @@ def draw_samples(opened: Opened, sampling: SamplingConfig) -> None:
         written = sum(len(sample.ids) for sample in samples)
         bar.progress(min(1.0, written / (len(samples) * sampling.max_new_tokens)), "Sampling …")
     bar.empty()
+    text_model = text_model_of(run_of(opened))
     judged = cached(
         "labels",
         (opened.fingerprint, ids, tuple(samples)),
         16,
         "",
-        lambda _: [judge(prompt, sample, tokenizer) for prompt, sample in zip(prompts, samples, strict=True)],
+        lambda _: [judge(prompt, it, tokenizer, text_model) for prompt, it in zip(prompts, samples, strict=True)],
     )
     look_at_samples(opened, sampling, prompts, ids, samples, judged)
 

@@ -13,6 +13,7 @@ from apps.parts.tokens import Span
 from shardscope.colors import OKABE_ITO
 from shardscope.failures import Flag, Labels, SuitePrompt, false_alarm_rate, label
 from shardscope.failures.labels import token_pieces
+from shardscope.failures.text_model import TextModel
 from shardscope.tokenizer import Tokenizer
 
 # By kind of failure, as Streamlit names its badges' colours. None is green: that no rule fired does not say "good".
@@ -32,7 +33,9 @@ COLORS = {
 HUES = dict(zip(("blue", "orange", "green", "violet", "sky", "red", "yellow", "gray"), OKABE_ITO, strict=True))
 
 
-def judge(prompt: SuitePrompt, sample: Continuation, tokenizer: Tokenizer) -> Labels:
+def judge(
+    prompt: SuitePrompt, sample: Continuation, tokenizer: Tokenizer, text_model: TextModel | None = None
+) -> Labels:
     return label(
         sample.text,
         prompt=prompt.text,
@@ -41,6 +44,7 @@ def judge(prompt: SuitePrompt, sample: Continuation, tokenizer: Tokenizer) -> La
         domain=prompt.domain,
         gold=prompt.gold,
         tokenizer=tokenizer,
+        text_model=text_model,
     )
 
 

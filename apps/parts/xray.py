@@ -11,14 +11,14 @@ import streamlit as st
 
 from apps.parts import exports
 from apps.parts.caching import Report, alone, cached
-from apps.parts.checkpoints import Opened
+from apps.parts.checkpoints import Opened, run_of
 from apps.parts.continuing import Continuation
 from apps.parts.flags import draw_flags, evidence, judge
 from apps.parts.text import plain, sentence
 from apps.parts.tokens import marked_text
 from shardscope.colors import OKABE_ITO
 from shardscope.config import ConfigError
-from shardscope.failures import SuitePrompt, describe
+from shardscope.failures import SuitePrompt, describe, text_model_of
 from shardscope.failures.loop_xray import (
     Cause,
     Cure,
@@ -319,16 +319,17 @@ def draw_rewritten(looping: Looping, cause: Cause, cures: Sequence[Cure]) -> Non
     tokenizer = looping.opened.model.tokenizer
     assert tokenizer is not None
     versions = {name: continuation_of(cure) for name, cure in compared(cures).items()}
+    text_model = text_model_of(run_of(looping.opened))
     table = pd.DataFrame(
         [
-            {"text": name, "output": it.text, "flags": describe(judge(looping.prompt, it, tokenizer))}
+            {"text": name, "output": it.text, "flags": describe(judge(looping.prompt, it, tokenizer, text_model))}
             for name, it in versions.items()
         ]
     )
     st.caption("From the same prompt, both greedily: the texts that the first and the last row of the table count.")
     for column, (name, sample) in zip(st.columns(2, gap="medium"), versions.items(), strict=True):
         with column.container(border=True):
-            labels = judge(looping.prompt, sample, tokenizer)
+            labels = judge(looping.prompt, sample, tokenizer, text_model)
             st.markdown(f"**{name[:1].upper() + name[1:]}**")
             marked_text("", sample.text, evidence(sample, labels, tokenizer), key=f"text {name}")
             draw_flags(labels)

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from shardscope import load
+from shardscope.checkpoint import resolve_checkpoint
 from shardscope.cli.arguments import add_checkpoint, add_device, add_out, path, read_text
 from shardscope.cli.generate_command import add_sampling, sampling
 from shardscope.config import ConfigError
 from shardscope.device import pick_device
-from shardscope.failures import CARD_PROMPTS, CardSample, SuitePrompt, card_table, label
+from shardscope.failures import CARD_PROMPTS, CardSample, SuitePrompt, card_table, label, text_model_of
+from shardscope.failures.atlas.records import run_of
 from shardscope.files import check_writable_file, write_text
 from shardscope.generation import generate
 
@@ -39,9 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{arguments.checkpoint}: no such checkpoint; if it is a prompt, pass it with --prompt")
     check_writable_file(arguments.out, "--out")
     model = load(arguments.checkpoint, device=pick_device(arguments.device))
+    text_model = text_model_of(run_of(resolve_checkpoint(arguments.checkpoint)))
     generations = generate(model, [prompt.text for prompt in prompts], config)
     samples = [
-        CardSample(prompt, generation, label(generation))
+        CardSample(prompt, generation, label(generation, text_model=text_model))
         for prompt, generation in zip(prompts, generations, strict=True)
     ]
     print(card_table(samples))

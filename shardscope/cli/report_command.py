@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 
 from shardscope import load
-from shardscope.checkpoint import CheckpointError
+from shardscope.checkpoint import CheckpointError, resolve_checkpoint
 from shardscope.cli.arguments import add_checkpoint, add_device, add_out, add_seed, path
 from shardscope.config import ConfigError
 from shardscope.device import pick_device
 from shardscope.evals.compare import side_by_side
 from shardscope.evals.report import format_report, held_out_table
-from shardscope.failures import card_table, sample_card
+from shardscope.failures import card_table, sample_card, text_model_of
+from shardscope.failures.atlas.records import run_of
 from shardscope.files import check_writable_file
 from shardscope.reproduce.report import write_report
 
@@ -52,5 +53,6 @@ def run(arguments: argparse.Namespace) -> int:
     table = held_out_table(arguments.checkpoint, arguments.ngram, arguments.ngram_bytes)
     print(format_report(table, arguments.ngram), end="\n\n")
     model = load(arguments.checkpoint, device=device)
-    print(card_table(sample_card(model, temperature=0.7, top_p=0.9, seed=arguments.seed)))
+    text_model = text_model_of(run_of(resolve_checkpoint(arguments.checkpoint)))
+    print(card_table(sample_card(model, temperature=0.7, top_p=0.9, seed=arguments.seed, text_model=text_model)))
     return 0

@@ -37,6 +37,10 @@ class Prepared:
         """Training documents that repeat held-out or scored text, by source; see `Overlap`."""
         return {name: asdict(shards.overlap) for name, shards in self.shards.items() if shards.overlap is not None}
 
+    def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
+        """Training documents, one of each source in turn: a thousand of each or two, the first 8,192 tokens of each."""
+        return _in_turn([_spread_texts(shards.train, tokenizer) for shards in self.shards.values()])
+
     @property
     def fingerprints(self) -> dict[str, str]:
         """What names the training tokens of each source."""
@@ -111,6 +115,12 @@ def _training_texts(source: Source, data: DataConfig) -> Iterator[str]:
     for document in documents(source, ReadLog(data.on_malformed, quiet=True, longest=data.max_document_bytes)):
         if side_hash(document) >= threshold:
             yield document.text
+
+
+def _spread_texts(shard: TokenShard, tokenizer: Tokenizer) -> Iterator[str]:
+    documents = len(shard.starts)
+    for document in range(0, documents, max(1, documents // 1000)):
+        yield tokenizer.decode(shard.ids(document)[:8192])
 
 
 def _in_turn(streams: list[Iterator[str]]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from shardscope.failures.loop_xray import Xray, XrayError, xray
 from shardscope.failures.loops import Loop, find_loop
 from shardscope.failures.prompts import CARD_PROMPTS, Domain, SuitePrompt, for_model, load_suite
 from shardscope.failures.retrieval import LongContext, long_context
+from shardscope.failures.text_model import keep_with_run, text_model_of
 
 __all__ = [
     "CARD_PROMPTS",
@@ -31,11 +32,13 @@ __all__ = [
     "false_alarm_rate",
     "find_loop",
     "for_model",
+    "keep_with_run",
     "label",
     "load_suite",
     "long_context",
     "make_atlas",
     "read_atlas",
     "sample_card",
+    "text_model_of",
     "xray",
 ]

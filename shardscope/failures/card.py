@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from shardscope.failures.labels import NO_FLAG, Labels, label
 from shardscope.failures.prompts import CARD_PROMPTS, SuitePrompt
+from shardscope.failures.text_model import TextModel
 from shardscope.generation import Generation, SamplingConfig, generate
 from shardscope.model import Shard
 
@@ -24,14 +25,19 @@ def sample_card(
     temperature: float = 0.7,
     top_p: float = 0.9,
     seed: int = 0,
+    text_model: TextModel | None = None,
 ) -> list[CardSample]:
     """Continue the six prompts (by default with the card's own temperature and top-p) and label what comes out."""
     config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     generations = generate(model, [prompt.text for prompt in CARD_PROMPTS], config)
     return [
-        CardSample(prompt, generation, label(generation, domain=prompt.domain, gold=prompt.gold))
+        CardSample(prompt, generation, _labelled(prompt, generation, text_model))
         for prompt, generation in zip(CARD_PROMPTS, generations, strict=True)
     ]
+
+
+def _labelled(prompt: SuitePrompt, generation: Generation, text_model: TextModel | None) -> Labels:
+    return label(generation, domain=prompt.domain, gold=prompt.gold, text_model=text_model)
 
 
 def card_table(samples: Sequence[CardSample], width: int = 110) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace, phase: str | None = None) -> int:
         if arguments.dry_run:
             print(format_plan(plan(recipe, model=_model_of_start(recipe, path))))
             return 0
-        outcome = train(recipe, probe=_probe)
+        outcome = train(recipe, probe=partial(_probe, recipe.folder), study=_study)
     except (ConfigError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -124,13 +125,20 @@ def _model_of_start(recipe: Recipe, path: Path) -> ShardConfig | None:
     return None
 
 
-def _probe(model: Shard) -> list[dict[str, Any]]:
-    from shardscope.failures import sample_card
+def _probe(run: Path, model: Shard) -> list[dict[str, Any]]:
+    from shardscope.failures import sample_card, text_model_of
 
+    samples = sample_card(model, max_new_tokens=128, temperature=0.7, top_p=0.9, seed=0, text_model=text_model_of(run))
     return [
         {"prompt": prompt.text, "output": generation.text, "failure": labels.primary}
-        for prompt, generation, labels in sample_card(model, max_new_tokens=128, temperature=0.7, top_p=0.9, seed=0)
+        for prompt, generation, labels in samples
     ]
+
+
+def _study(run: Path, texts: Iterator[str]) -> None:
+    from shardscope.failures import keep_with_run
+
+    keep_with_run(run, texts)
 
 
 def _closing_words(outcome: Outcome) -> str:

@@ -35,6 +35,7 @@ from shardscope.train.sharding import gathered, whole_model
 from shardscope.train.step_monitor import StepMonitor, TrainingError
 
 Probe = Callable[[Shard], list[dict[str, Any]]]
+Study = Callable[[Path, Iterator[str]], object]
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,14 @@ class Outcome:
     troubles: tuple[Trouble, ...] = ()
 
 
-def train(recipe: Recipe, *, probe: Probe | None = None, progress: bool = True) -> Outcome:
+def train(recipe: Recipe, *, probe: Probe | None = None, study: Study | None = None, progress: bool = True) -> Outcome:
     """Train as the recipe says, from its start or from its newest checkpoint; returns how it ended.
 
     `probe` makes sample records, every `train.sample_every` steps for the log and with each probe for the biography.
-    Raises ConfigError for a recipe that does not fit its folder, data or checkpoint, TrainingError after too many
-    non-finite steps in a row, WriteError where no room is left, and Interrupted (a KeyboardInterrupt) at a signal
-    before there was anything to save.
+    `study` is called once the data is there, in the first process, with the run's folder and documents of its training
+    text: what it learns from them it may leave in the folder. Raises ConfigError for a recipe that does not fit its
+    folder, data or checkpoint, TrainingError after too many non-finite steps in a row, WriteError where no room is
+    left, and Interrupted (a KeyboardInterrupt) at a signal before there was anything to save.
     """
     # The budget counts from here: tokenizing and compiling are part of what a borrowed machine is paid for.
     with (
@@ -67,14 +69,18 @@ def train(recipe: Recipe, *, probe: Probe | None = None, progress: bool = True) 
         require_even_batch(recipe, world)
         with claimed_folder(recipe) if world.main else nullcontext():
             world.wait()
-            while (outcome := _attempt(recipe, world, stop, probe, progress and world.main)) is None:
+            while (outcome := _attempt(recipe, world, stop, probe, study, progress and world.main)) is None:
                 pass  # it went back, and goes on from there at a lower rate
             return outcome
 
 
-def _attempt(recipe: Recipe, world: World, stop: Stop, probe: Probe | None, progress: bool) -> Outcome | None:
+def _attempt(
+    recipe: Recipe, world: World, stop: Stop, probe: Probe | None, study: Study | None, progress: bool
+) -> Outcome | None:
     """One start of a run, to its end; None if it went back to an earlier checkpoint to be started again."""
     setup = set_up(recipe, world, progress)
+    if study is not None and world.main:
+        study(recipe.folder, setup.data.texts(setup.tokenizer))
     metrics = Metrics(recipe.folder, open_loggers(recipe, setup.logged)) if world.main else NoMetrics()
     try:
         loop = Loop(setup, metrics, stop, probe, progress)

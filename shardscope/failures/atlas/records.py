@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from shardscope.checkpoint import BUILT_IN, RUNS, WEIGHTS, checkpoint_folder, list_checkpoints
 from shardscope.failures.atlas.settings import AtlasError, AtlasSettings
 from shardscope.failures.labels import ORDER, Failure, Flag, primary_failure
+from shardscope.failures.text_model import FILE_NAME, MOST_BYTES, has_own
 from shardscope.files import MOST_TEXT, parse_json, read_json, read_text, regular_file
 from shardscope.generation import StopReason
 from shardscope.visible import visible
@@ -219,9 +220,21 @@ def _sample(row: Any) -> AtlasSample:
     )
 
 
+def rules_digest(run: Path) -> str:
+    """Twelve digits that differ where any rule or limit of the labels does, or the run's own model of text.
+
+    Raises ConfigError where that is none.
+    """
+    if not has_own(run):
+        return _digest_of_package()
+    own = regular_file(run / FILE_NAME, AtlasError)
+    if own.stat().st_size > MOST_BYTES:
+        raise AtlasError(f"{own}: not a text model ({own.stat().st_size:,} bytes); delete it, or fit it again")
+    return hashlib.sha256(_digest_of_package().encode() + own.read_bytes()).hexdigest()[:12]
+
+
 @cache
-def rules_digest() -> str:
-    """Twelve digits that differ where any rule or limit of the labels does."""
+def _digest_of_package() -> str:
     files = sorted(file for file in RULES.iterdir() if file.suffix in (".py", ".json", ".npz"))
     return hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()[:12]
 
@@ -232,7 +245,7 @@ def column_lines(column: AtlasColumn) -> Iterable[str]:
         "format": FORMAT,
         "step": column.step,
         "fingerprint": column.fingerprint,
-        "rules": rules_digest(),
+        "rules": rules_digest(run_of(column.checkpoint)),
         "left_out": list(column.left_out),
         "samples": len(column.samples),
     }

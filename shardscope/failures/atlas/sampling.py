@@ -22,11 +22,13 @@ from shardscope.failures.atlas.records import (
     names_of,
     read_column,
     rules_digest,
+    run_of,
 )
 from shardscope.failures.atlas.settings import AtlasError, AtlasSettings
 from shardscope.failures.labels import label
 from shardscope.failures.loop_xray.rows import CACHE_BYTES
 from shardscope.failures.prompts import SuitePrompt, for_model
+from shardscope.failures.text_model import TextModel, text_model_of
 from shardscope.files import write_json, write_text
 from shardscope.generation import SamplingConfig, StopReason, stream
 from shardscope.model import Shard
@@ -82,8 +84,8 @@ def make_atlas(
     for run, name, checkpoint, file in todo:
         if file not in missing:
             column = read_column(file, run, name)
-            if head_of(file).get("rules") != rules_digest():
-                column = relabelled(column, settings, load(checkpoint, device="cpu"))
+            if head_of(file).get("rules") != rules_digest(run_of(checkpoint)):
+                column = relabelled(column, settings, load(checkpoint, device="cpu"), text_model_of(run_of(checkpoint)))
                 write_text(file, "".join(column_lines(column)))
             columns.append(column)
             continue
@@ -93,7 +95,8 @@ def make_atlas(
                 progress((done + share) / len(missing), checkpoint.name)
 
         model = load(checkpoint, device=device)
-        samples, left_out = sample_prompts(model, settings, progress=tell)
+        text_model = text_model_of(run_of(checkpoint))
+        samples, left_out = sample_prompts(model, settings, text_model=text_model, progress=tell)
         column = AtlasColumn(
             run=name,
             step=step_of(checkpoint) or 0,
@@ -120,7 +123,11 @@ def _file(run: Path, checkpoint: Path, settings: AtlasSettings) -> Path:
 
 
 def sample_prompts(
-    model: Shard, settings: AtlasSettings, *, progress: Callable[[float], None] | None = None
+    model: Shard,
+    settings: AtlasSettings,
+    *,
+    text_model: TextModel | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> tuple[tuple[AtlasSample, ...], tuple[str, ...]]:
     """The labelled samples of one model, in the order of `settings.rows()`, and the prompts that do not fit into it.
 
@@ -160,7 +167,8 @@ def sample_prompts(
                 done += settings.max_new_tokens - len(row.ids)
             if progress is not None:
                 progress(done / total)
-    return tuple(_labelled(row, model) for row in rows), tuple(name for name in names if name not in written)
+    samples = tuple(_labelled(row, model, text_model) for row in rows)
+    return samples, tuple(name for name in names if name not in written)
 
 
 def _batches(rows: Sequence[_Row], model: Shard, new: int) -> Iterator[list[_Row]]:
@@ -183,22 +191,27 @@ def cache_bytes(config: ShardConfig, positions: int, element_size: int) -> int:
     return 2 * kept * config.n_heads * config.d_head * element_size
 
 
-def relabelled(column: AtlasColumn, settings: AtlasSettings, model: Shard) -> AtlasColumn:
+def relabelled(
+    column: AtlasColumn, settings: AtlasSettings, model: Shard, text_model: TextModel | None = None
+) -> AtlasColumn:
     """The same samples, labelled by the rules of today. `model` writes out its prompts and has the tokenizer."""
     prompts = {prompt.id: prompt for prompt in for_model(settings.prompts, model)}
     samples = tuple(
-        _labelled(_Row(prompts[s.prompt], [], s.temperature, s.seed, list(s.ids), s.text, s.stop_reason), model)
+        _labelled(
+            _Row(prompts[s.prompt], [], s.temperature, s.seed, list(s.ids), s.text, s.stop_reason), model, text_model
+        )
         for s in column.samples
         if s.prompt in prompts
     )
     return replace(column, samples=samples)
 
 
-def _labelled(row: _Row, model: Shard) -> AtlasSample:
+def _labelled(row: _Row, model: Shard, text_model: TextModel | None) -> AtlasSample:
     prompt = row.prompt
     labels = label(
         row.text, prompt=prompt.text, domain=prompt.domain, gold=prompt.gold,
         ids=row.ids, stop_reason=row.stop_reason, tokenizer=model.tokenizer,
+        text_model=text_model,
     )  # fmt: skip
     return AtlasSample(
         prompt=prompt.id,

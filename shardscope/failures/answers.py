@@ -101,10 +101,14 @@ def find_wrong(text: str, gold: Sequence[str], domain: Domain | None = None, cut
         return None
     words = [word.span() for word in _UNIT.finditer(text)][:ANSWER_WORDS]
     span = words[0][0] if words else 0, words[-1][1] if words else len(text)
-    wants_number = any(_as_number(answer) is not None for answer in gold)
-    stated = stated_numbers(text) if wants_number else []
+    stated = stated_numbers(text) if asks_number(gold) else []
     unfinished = cut_off and len(words) < FEWEST_WORDS and not stated and domain != "code"
     return Found(start=span[0], end=span[1], kind="number" if stated else "text", suspect=unfinished)
+
+
+def asks_number(gold: Sequence[str]) -> bool:
+    """Whether one of the right answers is a number."""
+    return any(_as_number(answer) is not None for answer in gold)
 
 
 def implied_answer(prompt: str) -> str | None:

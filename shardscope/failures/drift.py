@@ -13,10 +13,14 @@ C  another subject: the TF-IDF cosine of prompt and first passage.
 Text drifts if B is beyond a limit that people's text hardly ever passes, or if A is below people's 5th percentile and B
 or C are beyond theirs. B beyond people's 5th percentile alone is a suspicion, and so is one passage where there are not
 two.
+
+Mathematics that is to be answered by a number drifts, too, if its first 192 characters name none, in digits or words:
+of 7,366 answers of people to word problems 3 name their first so late. No other domain: a story may go on without it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -28,11 +32,18 @@ from shardscope.failures.prompts import Domain
 from shardscope.failures.text_model import TextModel
 from shardscope.model import Shard
 
-DriftKind = Literal["other_domain", "other_subject"]
+DriftKind = Literal["other_domain", "other_subject", "no_number"]
 
 PASSAGE = 128  # bytes
 WINDOW = 32  # tokens
 SHORTEST_WINDOW = 16
+WITHOUT_NUMBER = 192  # characters
+
+_NAMED_NUMBER = re.compile(
+    r"\d|\b(?:no|none|zero|one|once|two|twice|double|half|three|third|four|quarter|five|six|seven|eight|nine|ten|eleven|"
+    r"twelve|dozen|\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million)(?:s|th)?\b",
+    re.IGNORECASE,
+)
 
 
 class DriftLimits(NamedTuple):
@@ -56,7 +67,13 @@ class Drift(NamedTuple):
 
 
 def find_drift(
-    prompt: str, text: str, domain: Domain, model: TextModel, limits: DriftLimits, lift: float | None = None
+    prompt: str,
+    text: str,
+    domain: Domain,
+    model: TextModel,
+    limits: DriftLimits,
+    lift: float | None = None,
+    asks_number: bool = False,
 ) -> Drift | None:
     """Where a text leaves its prompt, or None. `lift` is what `prompt_lift` measured, if it did."""
     odds = model.log_odds(text, domain, PASSAGE)
@@ -70,6 +87,8 @@ def find_drift(
             return Drift(switched / len(odds), "other_domain", suspect=False)
         if model.cosine(prompt, text[:PASSAGE]) < limits.cosine:
             return Drift(0.0, "other_subject", suspect=False)
+    if asks_number and len(text) >= WITHOUT_NUMBER and not _NAMED_NUMBER.search(text[:WITHOUT_NUMBER]):
+        return Drift(0.0, "no_number", suspect=False)
     switched = _two_in_a_row(odds, limits.odds_suspect)
     if switched is None and len(odds) == 1 and len(text) >= PASSAGE // 2 and odds[0] < limits.odds_suspect:
         switched = 0

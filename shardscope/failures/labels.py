@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from shardscope.checkpoint import BUILT_IN
 from shardscope.failures.answers import (
     Found,
+    asks_number,
     find_number_echo,
     find_text_echo,
     find_unsupported_number,
@@ -171,7 +172,7 @@ def label_tokens(
         _echo(prompt, text, pieces, domain, gold),
         _digits(prompt, text, pieces, gold) if domain == "math" else None,
         _over_tokens("wrong", find_wrong(text, gold, domain, stop_reason == "length"), pieces),
-        _drift(prompt, text, pieces, domain, allowed, text_model, lift),
+        _drift(prompt, text, pieces, domain, gold, allowed, text_model, lift),
         _untrue(text, pieces),
     ]
     return Labels(
@@ -286,11 +287,14 @@ def _drift(
     text: str,
     pieces: Sequence[str],
     domain: Domain,
+    gold: Sequence[str],
     allowed: Limits,
     text_model: TextModel,
     lift: float | None,
 ) -> Flag | None:
-    found = find_drift(prompt, text, domain, text_model, allowed.drift, lift) if prompt.strip() else None
+    if not prompt.strip():
+        return None
+    found = find_drift(prompt, text, domain, text_model, allowed.drift, lift, domain == "math" and asks_number(gold))
     if found is None:
         return None
     start = int(found.from_share * len(text))

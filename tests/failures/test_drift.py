@@ -76,6 +76,38 @@ def test_one_passage_is_too_short_to_be_sure() -> None:
     assert find_drift("When", CODE[:40], "prose", built_in(), limits("prose").drift) is None
 
 
+AWAY = (
+    " the old captain, who stood at the window and looked down upon the harbour, where the lamps were being lit after "
+    "the rain. He turned to his daughter, who was sewing by the fire, and said that he would go to sea again. "
+)
+
+
+@pytest.mark.parametrize("prompt", ["Compute 55 + 17. The result is", "Six times seven is", "3 - 8 ="])
+@pytest.mark.parametrize("subject", ["captain", "category of lemmas"])
+def test_mathematics_that_asks_for_a_number_and_is_told_none_drifts(prompt: str, subject: str) -> None:
+    text = AWAY.replace("captain", subject)
+    flags = [flag for flag in label(text, prompt=prompt, domain="math", gold="42").flags if flag.failure == "drift"]
+    assert [(flag.suspect, flag.start) for flag in flags] == [(False, 0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "domain", "gold"),
+    [
+        (AWAY[:150], "math", "42"),  # it may yet name one
+        (AWAY[:170] + " seventy-two", "math", "42"),
+        (AWAY[:170] + " 7 of them" + AWAY, "math", "42"),
+        (AWAY[:170] + " none of it" + AWAY, "math", "42"),
+        (AWAY[:150] + " half of a dozen" + AWAY, "math", "42"),
+        (AWAY, "math", "Paris"),  # no number is asked for
+        (AWAY, "math", ()),  # nor here
+        (AWAY, "prose", "42"),  # a story may go on without it
+    ],
+)
+def test_whoever_names_a_number_or_is_not_asked_for_one_does_not(text: str, domain: Domain, gold: str) -> None:
+    flags = label(text, prompt="Compute 55 + 17. The result is", domain=domain, gold=gold).flags
+    assert "no_number" not in {flag.kind for flag in flags}
+
+
 def test_without_a_prompt_nothing_drifts() -> None:
     assert "drift" not in {flag.failure for flag in label(CODE, domain="prose").flags}
 

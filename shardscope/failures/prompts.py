@@ -11,7 +11,7 @@ A line of the second kind is written out for a model by `for_model`: the fact, u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -104,14 +104,21 @@ def retrieval_text(fact: str, question: str, distance: int, tokenizer: Tokenizer
 
     Whole sentences are written, so that the distance is met to within one of them, and never exceeded.
     """
-    room = distance - len(tokenizer.encode(f" {question}"))
-    between = ""
-    for sentence in _filler(seed):
-        longer = f"{between} {sentence}"
-        if len(tokenizer.encode(longer)) > room:
+    sentences = (tokenizer.encode(f" {sentence}") for sentence in _filler(seed))
+    return tokenizer.decode(planted(tokenizer.encode(fact), sentences, tokenizer.encode(f" {question}"), distance))
+
+
+def planted(fact: Sequence[int], filler: Iterable[Sequence[int]], question: Sequence[int], distance: int) -> list[int]:
+    """Fact, filler and question as ids: the question's end is `distance` tokens after the fact's.
+
+    As many whole pieces of `filler` as there is room for: the distance is short by less than the next of them.
+    """
+    room, between = distance - len(question), list[int]()
+    for piece in filler:
+        if len(between) + len(piece) > room:
             break
-        between = longer
-    return f"{fact}{between} {question}"
+        between += piece
+    return [*fact, *between, *question]
 
 
 def _written(prompt: SuitePrompt, tokenizer: Tokenizer, window: int) -> SuitePrompt:

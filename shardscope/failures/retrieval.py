@@ -31,6 +31,7 @@ from shardscope.failures.intervals import Interval, bootstrap, wilson
 from shardscope.failures.loop_xray.interventions import Activations, Interventions, ablation_bank
 from shardscope.failures.loop_xray.parts import Part
 from shardscope.failures.loop_xray.rows import CACHE_BYTES, branch
+from shardscope.failures.prompts import planted
 from shardscope.generation import Decoder, Packed
 from shardscope.model import Shard
 
@@ -275,10 +276,9 @@ class _TextProbe:
         texts = []
         for value in (answer, other):
             fact = self._fact(name, self.firsts[value])
-            # The value stands after the fact's own question; what follows it reaches to the end of the second one.
-            between = distance - (len(fact) - len(question)) - len(question) + 1
-            filler = [self.filler[(start + place) % len(self.filler)] for place in range(between)]
-            texts.append([self.bos, *fact, *filler, *question])
+            after = len(fact) - len(question) - 1  # of the fact, after the value: the distance is the value's
+            filler = ([self.filler[(start + place) % len(self.filler)]] for place in range(distance))
+            texts.append([self.bos, *planted(fact, filler, question, distance - after)])
         return _Asked(texts[0], texts[1], len(texts[0]) - len(question), answer, candidates)
 
 
@@ -297,8 +297,8 @@ class _TokenProbe:
         ids = [int(id) for id in rng.permutation(self.vocab)]
         first, key, *candidates = ids[: CANDIDATES + 2]
         rest = ids[CANDIDATES + 2 :]
-        filler = [rest[int(at)] for at in rng.integers(len(rest), size=distance - 2)]
-        texts = [[rest[0], first, key, value, *filler, first, key] for value in candidates[:2]]
+        filler = [[rest[int(at)]] for at in rng.integers(len(rest), size=distance - 2)]
+        texts = [[rest[0], *planted([first, key, value], filler, [first, key], distance)] for value in candidates[:2]]
         return _Asked(texts[0], texts[1], len(texts[0]) - 2, candidates[0], candidates)
 
 

@@ -13,7 +13,7 @@ from shardscope import Shard
 from shardscope.config import ConfigError
 from shardscope.failures import CARD_PROMPTS, for_model, label, load_suite
 from shardscope.failures.answers import implied_answer
-from shardscope.failures.prompts import Retrieval, SuitePrompt, retrieval_text
+from shardscope.failures.prompts import Retrieval, SuitePrompt, planted, retrieval_text
 from shardscope.tokenizer import Tokenizer
 
 SUITE = load_suite()
@@ -131,3 +131,13 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             load_suite(tmp_path / f"{name}.jsonl")
+
+
+def test_between_a_fact_and_its_question_whole_pieces_fill_the_distance_and_never_exceed_it() -> None:
+    fact, question = [1, 2, 3], [1, 2]
+    for distance in range(2, 12):
+        exact = planted(fact, ([7] for _ in range(99)), question, distance)
+        assert exact == [*fact, *[7] * (distance - 2), *question]
+        whole = planted(fact, ([7, 8, 9] for _ in range(99)), question, distance)
+        assert whole == [*fact, *[7, 8, 9] * ((distance - 2) // 3), *question]
+    assert planted(fact, [], question, 9) == [*fact, *question]

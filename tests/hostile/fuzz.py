@@ -5,18 +5,23 @@
 Each target runs in a process of its own for its share of the time; what it found lies in FOLDER (default runs/fuzz) and
 is where the next night begins. Prints how many inputs were tried. An input that breaks a target is written to
 FOLDER/NAME/crash-…, and the exit status is 1: correct the target, and put the input into tests/hostile/test_fuzz.py.
-With SHARDSCOPE_FIGURES=FILE the figures are written there.
+With SHARDSCOPE_FIGURES=FILE the executions are added to those that FILE has of earlier nights.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # elsewhere only after the imports that are watched for coverage
+    from attacks import Count
 
 HERE = Path(__file__).parent
 
@@ -35,6 +40,18 @@ def one(name: str, seconds: int, corpus: Path) -> None:
     options += ["-rss_limit_mb=4096", "-verbosity=0", f"-artifact_prefix={folder}/", str(folder)]
     atheris.Setup([sys.argv[0], *options], lambda data: targets.run(name, data))
     atheris.Fuzz()
+
+
+def add_earlier_nights(count: Count, file: Path) -> float:
+    """Add the executions that `file` has; the seconds they took. What broke a target then is a regression test now."""
+    earlier = json.loads(file.read_text(encoding="utf-8")).get("fuzzed") if file.exists() else None
+    if earlier is None:
+        return 0.0
+    executions = count.measured["executions"]
+    for name, number in earlier["executions"].items():
+        executions[name] = executions.get(name, 0) + number
+    count.add(sum(earlier["executions"].values()), 0, [])
+    return float(earlier["seconds"])
 
 
 def main() -> int:
@@ -75,7 +92,8 @@ def main() -> int:
         print(f"{name:24} {executions:>12,} executions  {lost[0] if lost else 'held'}", flush=True)
     print(f"{count.tried:,} executions in {time.monotonic() - began:,.0f} s")
     if file := os.environ.get("SHARDSCOPE_FIGURES"):
-        record(Path(file), {"fuzzed": count}, time.monotonic() - began)
+        seconds = time.monotonic() - began + add_earlier_nights(count, Path(file))
+        record(Path(file), {"fuzzed": count}, seconds)
     return 1 if count.lost else 0
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 import zlib
+from pathlib import Path
 
 import pytest
 import targets
+from attacks import Count, record
+from fuzz import add_earlier_nights
 
 EXECUTIONS = {"labeller": 60, "tokenizer_file": 150}  # of the slow ones; of the others 400
 
@@ -44,3 +48,14 @@ def test_a_target_has_good_inputs_to_begin_with(name: str, seeds: dict[str, list
 @pytest.mark.parametrize(("name", "data"), FOUND, ids=[f"{name} {n}" for n, (name, _) in enumerate(FOUND)])
 def test_what_once_broke_is_read_or_refused(name: str, data: bytes) -> None:
     targets.run(name, data)
+
+
+def test_nights_add_up(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    for night in (1, 2):
+        count = Count(measured={"executions": {"corpus": 10 * night, "recipe": 5}})
+        count.add(10 * night + 5, 0, [])
+        record(file, {"fuzzed": count}, 60 + add_earlier_nights(count, file))
+    figures = json.loads(file.read_text())["fuzzed"]
+    assert (figures["tried"], figures["unharmed"], figures["seconds"]) == (40, 40, 120)
+    assert figures["executions"] == {"corpus": 30, "recipe": 10}

@@ -113,13 +113,16 @@ def load(
                     )
         return model.eval()
 
-    return _newest(path, read)
+    return read_newest(lambda: resolve_checkpoint(path), read)
 
 
-def _newest(path: str | Path | None, read: Callable[[Path], Read]) -> Read:
-    """What `read` makes of the checkpoint that `path` means: of the next one, where a run deletes it meanwhile."""
+def read_newest(find: Callable[[], Path], read: Callable[[Path], Read]) -> Read:
+    """What `read` makes of the checkpoint that `find` finds: of the next one, where a run deletes it meanwhile.
+
+    Raises what `find` raises, and what `read` raises of a checkpoint that is there.
+    """
     while True:
-        folder = resolve_checkpoint(path)
+        folder = find()
         try:
             found = read(folder)
         except (ConfigError, OSError):
@@ -297,7 +300,9 @@ def describe(path: str | Path | None = None) -> str:
         with _compared(folder, PARTS):
             return _described(folder)
 
-    return "\n".join(f"{name:14} {value}" for name, value in _newest(path, read).items())
+    return "\n".join(
+        f"{name:14} {value}" for name, value in read_newest(lambda: resolve_checkpoint(path), read).items()
+    )
 
 
 def _described(folder: Path) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from shardscope.checkpoint import CheckpointError, list_checkpoints, read_facts
+from shardscope.checkpoint import CheckpointError, list_checkpoints, read_facts, read_newest, resolve_checkpoint
 from shardscope.evals.report import scores_in
 from shardscope.train.health import troubles_of
 from shardscope.train.lineage import recorded_ancestors
@@ -28,13 +28,14 @@ def side_by_side(runs: Sequence[str | Path]) -> str:
 
 
 def _column(run: Path) -> dict[str, str]:
-    checkpoints, evaluations = list_checkpoints(run), read_metrics(run, "eval")
-    if not checkpoints:
+    evaluations = read_metrics(run, "eval")
+    if not list_checkpoints(run):
         raise CheckpointError(f"{run}: not a run with a checkpoint; name folders like runs/shard-pico-anneal")
     if not evaluations:
         raise CheckpointError(f"{run}: its metrics.jsonl holds no evaluation; train at least train.eval_every steps")
-    state = read_facts(checkpoints[-1])
-    ancestors = recorded_ancestors(checkpoints[-1])
+    state, ancestors = read_newest(
+        lambda: resolve_checkpoint(run), lambda newest: (read_facts(newest), recorded_ancestors(newest))
+    )
     fork = on_one_line(f"{ancestors[-1].get('run')}@{ancestors[-1].get('step')}") if ancestors else "–"
     troubles = [f"{trouble.kind} at {trouble.step:,}" for trouble, _ in troubles_of(read_metrics(run, "event"))]
     scores = scores_in(evaluations[-1], run)

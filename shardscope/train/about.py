@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shardscope.checkpoint import STATE, CheckpointError, list_checkpoints
+from shardscope.checkpoint import STATE, CheckpointError, list_checkpoints, read_newest, resolve_checkpoint
 from shardscope.files import read_json
 from shardscope.train.health import troubles_of
 from shardscope.train.lineage import family_tree
@@ -17,11 +17,9 @@ def describe_run(path: Path) -> str:
     """About a run, or the run that a checkpoint lies in, as text; empty for a checkpoint that no run made."""
     path = path.resolve()
     run = path.parents[1] if path.parent.name == "checkpoints" else path
-    checkpoints = list_checkpoints(run)
-    if not checkpoints:
+    if not list_checkpoints(run):
         return ""
-    checkpoint = path if path != run else checkpoints[-1]
-    facts = _recorded(checkpoint)
+    facts = read_newest(lambda: resolve_checkpoint(path), _recorded)
     facts += [
         ("trouble", f"{trouble}{'' if over is None else f'; over at step {over:,}'}")
         for trouble, over in troubles_of(read_metrics(run, "event"))

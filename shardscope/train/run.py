@@ -21,6 +21,7 @@ from shardscope.checkpoint import (
     CheckpointError,
     list_checkpoints,
     read_facts,
+    read_newest,
     read_notes,
     resolve_checkpoint,
 )
@@ -150,7 +151,7 @@ def _phases(run: Path) -> dict[Path, str | None]:
     Looked for again where the run, which may be training, has deleted one of them meanwhile.
     """
     while True:
-        phases = {c: phase_at(c) for c in list_checkpoints(run) if (c / STATE).exists()}
+        phases = {checkpoint: phase_at(checkpoint) for checkpoint in _with_state(run)}
         if all(checkpoint.exists() for checkpoint in phases):
             return phases
 
@@ -222,11 +223,19 @@ def _numbered(run: Path) -> list[Path]:
 
 def run_status(run: Path) -> dict[str, Any]:
     """What the newest checkpoint says of the run: step, steps, phase, status, and why it ended, if it did."""
-    resumable = [c for c in list_checkpoints(run) if (c / STATE).exists()]
-    if not resumable:
+    if not _with_state(run):
         return {"status": "no checkpoint yet"}
-    facts = read_facts(resumable[-1])
+    facts = read_newest(lambda: (_with_state(run) or [resolve_checkpoint(run)])[-1], read_facts)
     return {key: facts.get(key) for key in ("step", "steps", "phase", "status", "reason")}
+
+
+def _with_state(run: Path) -> list[Path]:
+    """The checkpoints of a run that hold a training state, oldest first; looked for again where one is deleted."""
+    while True:
+        checkpoints = list_checkpoints(run)
+        found = [checkpoint for checkpoint in checkpoints if (checkpoint / STATE).exists()]
+        if all(checkpoint.exists() for checkpoint in checkpoints):
+            return found
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from deleted_meanwhile import at_every_question
 
 from shardscope.checkpoint import STATE, list_checkpoints, read_tensors
 from shardscope.config import ConfigError, load_recipe
+from shardscope.evals.compare import side_by_side
 from shardscope.files import read_json, write_json
 from shardscope.tokenizer import Tokenizer
 from shardscope.train import Outcome, loop, setup, train
+from shardscope.train.about import describe_run
 from shardscope.train.distributed import World
 from shardscope.train.metrics import read_metrics
 from shardscope.train.run import find_stable, newest_checkpoint, prune, run_status
@@ -231,6 +234,27 @@ def test_whenever_a_run_deletes_its_checkpoint_a_fork_finds_the_newest(recipe_fi
     found = list(at_every_question(older, newer, lambda: find_stable(str(tmp_path / "run"))))
     assert len(found) > 5
     assert {path.name for path in found} == {newer.name}
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [lambda run: str(run_status(run)["step"]), describe_run, lambda run: side_by_side([run])],
+    ids=["its status", "its description", "runs side by side"],
+)
+def test_whenever_a_run_deletes_its_checkpoint_what_is_said_of_it_is_true_before_or_after(
+    recipe_file: Path, tmp_path: Path, ask: Callable[[Path], str]
+) -> None:
+    run(recipe_file, train__keep="2")
+    folder = tmp_path / "run"
+    older, newer = list_checkpoints(folder)
+    after = ask(folder)
+    newer = shutil.move(newer, tmp_path / newer.name)
+    before = ask(folder)
+    assert before != after
+    found = list(at_every_question(older, newer, lambda: ask(folder)))
+    assert len(found) > 5
+    assert found[0] == after
+    assert set(found) <= {before, after}
 
 
 # ----------------------------------------------------------------------------------------- paths and batches

@@ -99,6 +99,8 @@ class ShardConfig:
         """From plain data; `preset` may name the architecture that the other keys then change."""
         values = dict(values)
         name = values.pop("preset", None)
+        if not isinstance(name, str | None):
+            raise ConfigError(f"model.preset={shown(name)} is not allowed; use one of {', '.join(PRESETS)}")
         base = {} if name is None else cls.preset(name).to_dict()
         config: ShardConfig = build(cls, {**base, **values}, where="model")
         return config

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from datetime import date, datetime, time
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,41 @@ def test_a_wrong_recipe_says_what_was_found_what_is_allowed_and_where(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         loaded(tmp_path, **overrides)
+
+
+# Of every type that TOML has.
+VALUES = [
+    0, -1, 2, 2**70, 1.5, -0.0, math.nan, True, "", "x", "\0", [], [1], ["x"], [[]], [{}], {}, {"x": 1}, {"preset": 1},
+    {"preset": []}, date(1979, 5, 27), datetime(1979, 5, 27, 7, 32), time(7, 32),
+]  # fmt: skip
+
+
+def test_whatever_type_stands_at_a_key_it_is_taken_or_refused_in_a_sentence_that_names_the_key(tmp_path: Path) -> None:
+    whole = loaded(tmp_path).to_dict()
+    (source,) = whole["data"]["sources"]
+    places = [
+        *(key for key, *_ in recipe_fields()), *(key for key, value in whole.items() if isinstance(value, dict)),
+        "model.preset", *(f"data.sources.{key}" for key in source),
+    ]  # fmt: skip
+    refused = {}
+    for place in places:
+        table, _, key = place.rpartition(".")
+        for value in VALUES:
+            if table == "data.sources":
+                values = {**whole, "data": {**whole["data"], "sources": [{**source, key: value}]}}
+            else:
+                values = {**whole, table: {**whole[table], key: value}} if table else {**whole, key: value}
+            try:
+                Recipe.from_dict(values)
+            except ConfigError as error:
+                refused[place, str(value)] = str(error)
+            except Exception as error:
+                error.add_note(f"{place} = {value!r}")
+                raise
+    assert len(refused) > len(places) * len(VALUES) / 2
+    assert not [sentence for sentence in refused.values() if "\n" in sentence]
+    unnamed = {place: sentence for place, sentence in refused.items() if place[0].split(".")[-1] not in sentence}
+    assert not unnamed
 
 
 NUMBERS = [key for key, _, default in recipe_fields() if isinstance(default, float)]

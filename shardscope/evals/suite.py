@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from shardscope.resources import resource
 
 if TYPE_CHECKING:
     import pandas as pd
+    from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
     from shardscope.evals.harness import ShardLM
@@ -43,12 +44,13 @@ def evaluate(
     """A row for every metric: task, shots, metric, value, stderr (standard error of the mean), questions.
 
     `data` is a folder of test sets; None: the one that SHARDSCOPE_EVAL_DATA names, else the Hugging Face hub. Raises
-    ConfigError for a task that does not exist.
+    ConfigError for a task that does not exist, and for more shots than its data has examples.
     """
     from lm_eval import simple_evaluate
 
     with _without_chatter():
         manager = _task_manager(tasks, data)
+        _check_shots(manager.load(tasks)["tasks"].values(), num_fewshot)
         found = simple_evaluate(
             lm, tasks=tasks, task_manager=manager, limit=limit, num_fewshot=num_fewshot, log_samples=False
         )
@@ -118,6 +120,17 @@ def _task_manager(tasks: Sequence[str], data: str | Path | None) -> TaskManager:
     if unknown := sorted(set(tasks) - set(manager.all_tasks)):
         raise ConfigError(f"--tasks {unknown[0]}: no such task; use {', '.join(sorted(manager.all_tasks))}")
     return manager
+
+
+def _check_shots(tasks: Iterable[Task], num_fewshot: int | None) -> None:
+    """Raises ConfigError where a task is to be shown more examples than there are: the harness would fail midway."""
+    for task in tasks:
+        shots = (task.get_config("num_fewshot") or 0) if num_fewshot is None else num_fewshot
+        if shots > (there := len(task.sampler.df)):
+            raise ConfigError(
+                f"--num-fewshot: {task.config.task} would show {shots} examples, and its data has {there}; "
+                f"use {there} at most"
+            )
 
 
 def write_result(out: Path, lm: ShardLM, rows: list[Row], data: str, limit: int | None) -> Path:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from shardscope.evals import arith
 from shardscope.evals.errors import HarnessError
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 VARIABLE = "SHARDSCOPE_EVAL_DATA"
 SPLITS = ("train", "validation", "test")
 LETTERS = "ABCDE"
+ARC = "ai2_arc"
+TEXTS = {  # of a row, by the folder of the data set
+    ARC: ("question", "answerKey"),
+    "gsm8k": ("question", "answer"),
+    "hendrycks_math": ("problem", "solution"),
+}
 MOST_OF_A_SPLIT = 2**28  # bytes of a file; the largest of MMLU has 160 million
 
 Row = dict[str, Any]
@@ -54,22 +60,54 @@ def _local_rows(folder: Path, subsets: Sequence[str]) -> dict[str, Dataset]:
         for split in SPLITS:
             file = folder / subset / f"{split}.jsonl"
             if file.exists():
-                found.setdefault(split, []).extend(_read(file))
+                found.setdefault(split, []).extend(_read(file, folder.name))
     if "test" not in found:
         raise HarnessError(
             f"{folder / subsets[0] / 'test.jsonl'}: no such file; {VARIABLE} or --metadata eval_data= names "
             "the folder above"
         )
-    return {split: Dataset.from_list(lines) for split, lines in found.items()}
+    if not found["test"]:
+        raise HarnessError(f"{folder / subsets[0] / 'test.jsonl'}: it holds no rows")
+    found.setdefault("train", [])  # where there is no such file a task has no examples, and can be asked without them
+    try:
+        return {split: Dataset.from_list(lines) for split, lines in found.items()}
+    except (ValueError, TypeError) as error:  # Arrow's: a column that is a text here and a number there
+        raise HarnessError(f"{folder}: its rows are no table: {error}") from error
 
 
-def _read(file: Path) -> list[Row]:
+def _read(file: Path, data_set: str) -> list[Row]:
     lines = read_text(file, HarnessError, MOST_OF_A_SPLIT).split("\n")
-    return [
-        parse_json(line, f"{file}, line {number}", HarnessError)
-        for number, line in enumerate(lines, start=1)
-        if line or number < len(lines)  # after the last line end there is none
-    ]
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if line or number < len(lines):  # after the last line end there is none
+            where = f"{file}, line {number}"
+            found.append(_checked(parse_json(line, where, HarnessError), data_set, where))
+    return found
+
+
+def _checked(row: Any, data_set: str, where: str) -> Row:
+    """A row that holds what the tasks of its data set read."""
+    if not isinstance(row, dict):
+        raise HarnessError(f"{where}: not a row {{...}}")
+    for key in TEXTS.get(data_set, ()):
+        if not isinstance(row.get(key), str):
+            raise HarnessError(f"{where}: no text {key!r}")
+    if data_set == ARC:
+        _check_choices(row, where)
+    return row
+
+
+def _check_choices(row: Row, where: str) -> None:
+    choices = row.get("choices")
+    texts, labels = (choices.get(key) if isinstance(choices, dict) else None for key in ("text", "label"))
+    if not (_are_texts(texts) and _are_texts(labels) and 1 <= len(texts) == len(labels) <= len(LETTERS)):
+        raise HarnessError(f"{where}: 'choices' has no 'text' and 'label' of one to {len(LETTERS)} texts each")
+    if row["answerKey"] not in labels:
+        raise HarnessError(f"{where}: the answerKey {row['answerKey']!r} is none of the labels")
+
+
+def _are_texts(values: Any) -> TypeGuard[list[str]]:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def arithmetic(count: int = arith.COUNT, arith_seed: int = arith.SEED, **_: Any) -> dict[str, Dataset]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from lm_eval.tasks import TaskManager
 from real_items import DATA, ROOT, real_rows
 
 from shardscope.cli import main
+from shardscope.config import ConfigError
 from shardscope.evals import suite, tasks
 from shardscope.evals.harness import HarnessError, ShardLM
 
@@ -81,9 +83,53 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     broken = tmp_path / "gsm8k" / "main" / "test.jsonl"
     broken.parent.mkdir(parents=True)
     for line, message in (('{"question": ', "line 2: cannot be read as JSON"), ("[" * 100_000, "nested too deeply")):
-        broken.write_text(f'{{"question": "one"}}\n{line}\n')
+        broken.write_text(f'{{"question": "one", "answer": "#### 1"}}\n{line}\n')
         with pytest.raises(HarnessError, match=rf"test\.jsonl, {message}" if "line" in message else message):
             tasks.rows("openai/gsm8k", "gsm8k", ["main"], eval_data=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": None}, "no text 'question'"),
+        ({"answerKey": 1}, "no text 'answerKey'"),
+        ({"answerKey": "C"}, "the answerKey 'C' is none of the labels"),
+        ({"choices": ["yes", "no"]}, "'choices' has no 'text' and 'label' of one to 5 texts each"),
+        ({"choices": {"text": ["yes"], "label": ["A", "B"]}}, "of one to 5 texts each"),
+        ({"choices": {"text": [1, 2], "label": ["A", "B"]}}, "of one to 5 texts each"),
+        ({"choices": {"text": list("abcdef"), "label": list("ABCDEF")}}, "of one to 5 texts each"),
+    ],
+)
+def test_a_row_that_no_task_can_ask_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    row = {"question": "Which?", "choices": {"text": ["yes", "no"], "label": ["A", "B"]}, "answerKey": "B"}
+    file = tmp_path / "ai2_arc" / "ARC-Easy" / "test.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(row) + "\n")
+    assert len(tasks.rows("allenai/ai2_arc", "ai2_arc", ["ARC-Easy"], eval_data=str(tmp_path))["test"]) == 1
+    file.write_text(json.dumps(row) + "\n" + json.dumps(row | change) + "\n")
+    with pytest.raises(HarnessError, match=rf"test\.jsonl, line 2: .*{re.escape(message)}"):
+        tasks.rows("allenai/ai2_arc", "ai2_arc", ["ARC-Easy"], eval_data=str(tmp_path))
+    file.write_text("\n".join(json.dumps(row | {"id": name}) for name in (1, "two")))
+    with pytest.raises(HarnessError, match="ai2_arc: its rows are no table: "):
+        tasks.rows("allenai/ai2_arc", "ai2_arc", ["ARC-Easy"], eval_data=str(tmp_path))
+    file.write_text("")
+    with pytest.raises(HarnessError, match=r"test\.jsonl: it holds no rows"):
+        tasks.rows("allenai/ai2_arc", "ai2_arc", ["ARC-Easy"], eval_data=str(tmp_path))
+    file.write_text("[]\n")
+    with pytest.raises(HarnessError, match=r"line 1: not a row \{...\}"):
+        tasks.rows("allenai/ai2_arc", "ai2_arc", ["ARC-Easy"], eval_data=str(tmp_path))
+
+
+def test_more_shots_than_there_are_examples_is_one_sentence(tmp_path: Path) -> None:
+    lm: Any = None  # it is not asked
+    with pytest.raises(ConfigError, match="shard_arc_easy would show 7 examples, and its data has 6; use 6 at most"):
+        suite.evaluate(lm, ["shard_arc_easy"], suite.SAMPLE, num_fewshot=7)
+    file = tmp_path / "gsm8k" / "main" / "test.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"question": "What is 1 + 1?", "answer": "#### 2"}\n')
+    with pytest.raises(ConfigError, match="shard_gsm8k would show 5 examples, and its data has 0"):
+        suite.evaluate(lm, ["shard_gsm8k"], tmp_path)
+    assert suite.questions("shard_gsm8k", tmp_path)["questions"] == 1
 
 
 def test_choices_are_scored_by_sum_by_byte_and_in_bits() -> None:

@@ -482,3 +482,19 @@ def test_a_flag_that_is_not_there_is_answered_with_the_nearest_of_its_command(
     error = capsys.readouterr().err
     assert error.startswith(f"usage: shardscope {command.split()[0]}")
     assert error.endswith(f"error: unrecognized arguments: {says}\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("generate Once --max-new-tokens 1e3", "argument --max-new-tokens: '1e3' is not a whole number"),
+        ("generate Once --temperature warm", "argument --temperature: 'warm' is not a number"),
+        ("bench decode --runs many", "argument --runs: 'many' is not a whole number"),
+    ],
+)
+def test_an_argument_that_is_no_number_is_said_in_plain_words(
+    command: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(command.split())
+    assert capsys.readouterr().err.endswith(f"error: {says}\n")

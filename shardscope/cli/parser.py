@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +17,9 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
         self._module = ""
+        # argparse would say "invalid int value".
+        self.register("type", int, partial(_read_as, int, "a whole number"))
+        self.register("type", float, partial(_read_as, float, "a number"))
 
     def set_module(self, name: str) -> None:
         """The module has `add_arguments(parser)` and `run(arguments) -> int`."""
@@ -34,3 +39,10 @@ class CommandParser(argparse.ArgumentParser):
         """The flag that `--top_p` or `--max-tokens 3` probably means."""
         flag = word.partition("=")[0]
         return suggest_close(flag, self._option_string_actions) if flag.startswith("-") else ""
+
+
+def _read_as(kind: Callable[[str], float], name: str, text: str) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from None

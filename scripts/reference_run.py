@@ -1,30 +1,35 @@
 """docs/reference-run.md and its pictures, from the committed metrics of a run: `python scripts/reference_run.py`.
 
-The metrics are what `shardscope reproduce` collected (docs/reference/shard-pico-run.json says of which run).
+The metrics are what `shardscope reproduce` collected; docs/reference/README.md says what else of the run is there.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from shardscope.config import ConfigError
 from shardscope.files import read_json
-from shardscope.reproduce.report import PUBLISHED, write_report
+from shardscope.reproduce.report import write_report
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-METRICS = DOCS / "reference" / "shard-pico-run.json"
-LEARNING = DOCS / "benchmarks" / "learn-h100.json"
+METRICS = DOCS / "reference" / "shard-54m-run.json"
+NOTES = DOCS / "reference" / "shard-54m-notes.json"
 
 
 def preface() -> str:
-    """How far the published size was trained so far, where the metrics are of another one."""
-    if read_json(METRICS, ConfigError)["model"]["n_params"] == PUBLISHED:
-        return ""
-    tokens = max(run["tokens"] for run in json.loads(LEARNING.read_text(encoding="utf-8"))["runs"])
+    """What the metrics do not say: how long it took by the clock, and how an earlier run of the same recipes ended."""
+    runs, notes = read_json(METRICS, ConfigError)["runs"], read_json(NOTES, ConfigError)
+    ends = {
+        phase: (runs[phase]["held_out"][-1]["bits_per_byte"]["all"], earlier["bits_per_byte"]["all"])
+        for phase, earlier in notes["earlier_run"]["held_out"].items()
+    }
     return (
-        f"The published size itself has so far been trained to {tokens / 1e6:.0f} M tokens only, in [the learning "
-        "bench](learning.md). On a machine with a GPU, `make reproduce` runs all of this for it."
+        f"By the clock it took {notes['minutes_by_the_clock']} minutes: what is measured on checkpoints was measured "
+        f"{notes['measured_at_once']} stages at a time on the one GPU, so minutes and energy of these stages, in the last "
+        "table, count more than once what they shared.\n\n"
+        f"The figures repeat: an earlier run ({notes['earlier_run']['what']}) ended the pretraining at "
+        f"{ends['pretrain'][1]:.4f} and the anneal at {ends['anneal'][1]:.4f} held-out bits per byte, this one at "
+        f"{ends['pretrain'][0]:.4f} and {ends['anneal'][0]:.4f}."
     )
 
 

@@ -222,7 +222,20 @@ def _bits_per_byte(found: Metrics) -> str:
         for name in after
     ]  # fmt: skip
     head = ["held out", "tokens", "bits/byte before the anneal", "after", "change", "nats/token before", "after"]
-    return "\n".join(["## Bits per byte, by source", "", *table(head, rows)])
+    return "\n".join(["## Bits per byte, by source", "", _windows(found), "", *table(head, rows)])
+
+
+def _windows(found: Metrics) -> str:
+    """How long the windows are, and what of the change is due to that."""
+    pretrain, anneal = found["runs"]["pretrain"], found["runs"]["anneal"]
+    words = f"In windows of {anneal['seq_len']:,} tokens, those of the anneal."
+    if pretrain["seq_len"] >= anneal["seq_len"]:
+        return words
+    ended = pretrain["held_out"][-1]["bits_per_byte"]["all"]
+    return (
+        f"{words} The pretraining had read {pretrain['seq_len']:,} at a time, and part of the change is that the anneal "
+        f"taught the rest: in windows of its own length, and on its own sources, the pretraining ended at {ended:.4f}."
+    )
 
 
 def _by_position(found: Metrics) -> str:

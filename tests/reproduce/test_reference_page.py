@@ -11,7 +11,7 @@ from shardscope.config import load_recipe
 from shardscope.resources import resource
 
 ROOT = Path(__file__).parents[2]
-PAGE, METRICS = ROOT / "docs" / "reference-run.md", ROOT / "docs" / "reference" / "shard-pico-run.json"
+PAGE, METRICS = ROOT / "docs" / "reference-run.md", ROOT / "docs" / "reference" / "shard-54m-run.json"
 
 
 def test_the_page_and_its_pictures_are_those_of_the_metrics(tmp_path: Path) -> None:
@@ -25,15 +25,26 @@ def test_the_page_and_its_pictures_are_those_of_the_metrics(tmp_path: Path) -> N
         assert f"(images/{picture.name})" in PAGE.read_text(encoding="utf-8")
 
 
-def test_the_page_says_first_what_it_is_of_and_how_far_the_published_size_was_trained() -> None:
+def test_the_page_says_first_that_it_is_of_the_published_size() -> None:
     page, metrics = PAGE.read_text(encoding="utf-8"), json.loads(METRICS.read_text(encoding="utf-8"))
-    learnt = json.loads((ROOT / "docs" / "benchmarks" / "learn-h100.json").read_text(encoding="utf-8"))["runs"]
-    if metrics["model"]["n_params"] != 54_538_752:
-        assert page.startswith("# The reference run's pipeline on shard-pico\n\n")
-        assert page.splitlines()[2].startswith(
-            "A model of 984,192 parameters, not the published size of 54,538,752, was"
-        )
-        assert f"trained to {max(run['tokens'] for run in learnt) // 1_000_000} M tokens only" in page
+    assert metrics["model"]["n_params"] == 54_538_752
+    assert page.startswith("# The reference run\n\nA model of 54,538,752 parameters, the published size, was ")
+
+
+def test_the_logs_beside_the_metrics_are_of_the_same_run() -> None:
+    metrics = json.loads(METRICS.read_text(encoding="utf-8"))
+    for phase, run in metrics["runs"].items():
+        logged = METRICS.with_name(f"shard-54m-{phase}.metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = [json.loads(line) for line in logged]
+        assert [line["resumed_at"] for line in lines if line.get("event") == "start"] == run["starts"]
+        last = [line for line in lines if line["kind"] == "eval"][-1]
+        for source, bits in run["held_out"][-1]["bits_per_byte"].items():
+            assert round(last[source]["bits_per_byte"], 6) == bits
+        ran = json.loads(METRICS.with_name(f"shard-54m-{phase}.recipe.json").read_text(encoding="utf-8"))
+        packaged = json.loads(json.dumps(load_recipe(resource("recipes") / f"{ran['name']}.toml").to_dict()))
+        assert {key: ran[key] for key in ("optimizer", "schedule")} == {
+            key: packaged[key] for key in ("optimizer", "schedule")
+        }
 
 
 def test_the_metrics_are_of_the_packaged_recipes() -> None:
@@ -43,6 +54,15 @@ def test_the_metrics_are_of_the_packaged_recipes() -> None:
         assert run["steps"] == recipe.schedule.steps
         assert run["tokens"] == recipe.schedule.steps * recipe.train.batch_size * recipe.data.seq_len
         assert run["sources"].keys() == {source.name for source in recipe.data.sources}
+
+
+def test_no_source_was_read_more_than_eight_times_in_both_phases() -> None:
+    runs = json.loads(METRICS.read_text(encoding="utf-8"))["runs"]
+    passes: dict[str, float] = {}
+    for run in runs.values():
+        for name, source in run["sources"].items():
+            passes[name] = passes.get(name, 0.0) + source["epochs"]
+    assert len(passes) == 5 and max(passes.values()) <= 8
 
 
 def test_the_metrics_name_no_place_on_the_machine_that_made_them() -> None:

@@ -25,8 +25,8 @@ def preface() -> str:
     }
     return (
         f"By the clock it took {notes['minutes_by_the_clock']} minutes: what is measured on checkpoints was measured "
-        f"{notes['measured_at_once']} stages at a time on the one GPU, so minutes and energy of these stages, in the last "
-        "table, count more than once what they shared.\n\n"
+        f"{notes['measured_at_once']} stages at a time on the one GPU, so minutes and energy of these stages, in the "
+        "last table, count more than once what they shared.\n\n"
         f"The figures repeat: an earlier run ({notes['earlier_run']['what']}) ended the pretraining at "
         f"{ends['pretrain'][1]:.4f} and the anneal at {ends['anneal'][1]:.4f} held-out bits per byte, this one at "
         f"{ends['pretrain'][0]:.4f} and {ends['anneal'][0]:.4f}."

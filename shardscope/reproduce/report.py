@@ -233,8 +233,9 @@ def _windows(found: Metrics) -> str:
         return words
     ended = pretrain["held_out"][-1]["bits_per_byte"]["all"]
     return (
-        f"{words} The pretraining had read {pretrain['seq_len']:,} at a time, and part of the change is that the anneal "
-        f"taught the rest: in windows of its own length, and on its own sources, the pretraining ended at {ended:.4f}."
+        f"{words} The pretraining had read {pretrain['seq_len']:,} at a time, and part of the change is that the "
+        "anneal taught the rest: in windows of its own length, and on its own sources, it ended at "
+        f"{ended:.4f}."
     )
 
 

@@ -1,6 +1,6 @@
 """The table and the picture on docs/xray.md, made anew: python tests/failures/xray_page.py
 
-The command is the page's own, run in the checkout's folder. The speeds are those of docs/benchmarks/xray-cpu.json.
+The command is the page's own, run in the checkout's folder. The speeds are those of docs/benchmarks/xray-*.json.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from shardscope.bench import xray as bench
 
@@ -20,12 +21,19 @@ COMMAND = re.compile(r"^    (shardscope xray .*)$", flags=re.MULTILINE)
 TABLE = re.compile(r"(?<=<!-- xray -->\n).*?(?=<!-- /xray -->)", flags=re.DOTALL)
 
 SPEEDS = re.compile(r"(?<=<!-- speeds -->\n).*?(?=<!-- /speeds -->)", flags=re.DOTALL)
-REPORT = ROOT / "docs" / "benchmarks" / "xray-cpu.json"
+REPORTS = {place: ROOT / "docs" / "benchmarks" / f"xray-{place}.json" for place in ("cpu", "h100")}
+
+
+def rows(place: str) -> list[dict[str, Any]]:
+    """What was measured there."""
+    found: list[dict[str, Any]] = json.loads(REPORTS[place].read_text(encoding="utf-8"))["rows"]
+    return found
 
 
 def speeds() -> str:
-    """The table of the last benchmark."""
-    return bench.table(json.loads(REPORT.read_text(encoding="utf-8"))) + "\n"
+    """The tables of the last benchmarks."""
+    reports = (json.loads(report.read_text(encoding="utf-8")) for report in REPORTS.values())
+    return "\n".join(bench.table(report) + "\n" for report in reports)
 
 
 def command() -> list[str]:

@@ -15,7 +15,7 @@ from shardscope.bench.decode import table
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "evaluation.md"
-NAMES = ("decode-cpu", "decode-cpu-nano", "decode-h200")
+NAMES = ("decode-cpu", "decode-cpu-nano", "decode-h200", "decode-h100")
 
 
 def filled(page: str, name: str) -> str:

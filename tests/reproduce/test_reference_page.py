@@ -62,7 +62,8 @@ def test_no_source_was_read_more_than_eight_times_in_both_phases() -> None:
     for run in runs.values():
         for name, source in run["sources"].items():
             passes[name] = passes.get(name, 0.0) + source["epochs"]
-    assert len(passes) == 5 and max(passes.values()) <= 8
+    assert len(passes) == 5
+    assert max(passes.values()) <= 8
 
 
 def test_the_metrics_name_no_place_on_the_machine_that_made_them() -> None:

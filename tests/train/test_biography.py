@@ -190,6 +190,37 @@ def test_probes_stay_within_their_share_of_the_time(
         assert len(sampled) == 1
 
 
+def test_loading_the_kernels_of_a_gpu_is_no_part_of_a_probes_price(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock of our own: the first measuring of a start takes a minute, every other one four seconds."""
+    clock, measured = [0.0], [0]
+    monkeypatch.setattr("shardscope.train.biography_writer.time.perf_counter", lambda: clock[0])
+    begin, prepare = BiographyWriter.__init__, BiographyWriter.prepare
+
+    def on_a_gpu(self: BiographyWriter, *arguments: Any) -> None:
+        begin(self, *arguments)
+        self._cold = True
+
+    def a_second_later(self: BiographyWriter, step: int) -> None:
+        clock[0] += 1
+        prepare(self, step)
+
+    def for_four(self: BiographyWriter, model: Any, updates: Any) -> dict[str, Any]:
+        clock[0] += 4 if measured[0] else 60
+        measured[0] += 1
+        return {"measured": True}
+
+    monkeypatch.setattr(BiographyWriter, "__init__", on_a_gpu)
+    monkeypatch.setattr(BiographyWriter, "prepare", a_second_later)
+    monkeypatch.setattr(BiographyWriter, "_measure", for_four)
+    few = {"probe.every": "5", "probe.budget": "0.2", "probe.samples": "false", "schedule.steps": "100"}
+    train(load_recipe(recipe_file, few), progress=False)
+    logged = read_metrics(tmp_path / "run", file=BIOGRAPHY)
+    assert [line["seconds"] for line in logged] == [4] * len(logged)
+    assert len(logged) == measured[0] - 1 >= 5
+
+
 def test_prompts_that_do_not_fit_the_model_do_not_end_its_training(
     recipe_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,6 +17,7 @@ from apps.parts.checkpoints import Opened, pick_checkpoint, run_of
 from apps.parts.continuing import Continuation, continue_prompts, sampling_controls
 from apps.parts.flags import COLORS, count, draw_flags, evidence, hue, judge
 from apps.parts.logs import read_log
+from apps.parts.rows import choose_by_row
 from apps.parts.text import plain, sentence
 from apps.parts.tokens import marked_text
 from apps.parts.xray import Looping, draw_xray, of_row, sampling_lines
@@ -161,25 +162,11 @@ def look_at_samples(
 ) -> None:
     names = [prompt.id for prompt in prompts]
     address.one_of("sample", names)
-
-    def choose() -> None:
-        if rows := st.session_state[table_key].selection.rows:
-            st.session_state.sample = names[rows[0]]
-
     suite: str = st.session_state.suite
-    table_key = f"table of {suite}"
     st.markdown(count(judged))
     table = sample_table(prompts, samples, judged)
-    shown = table.map(lambda value: on_one_line(value) if isinstance(value, str) else value)
-    st.dataframe(
-        shown,
-        hide_index=True,
-        height=min(36 * len(shown) + 38, 290),
-        key=table_key,
-        on_select=choose,
-        selection_mode="single-row",
-        column_config={"failure": None, "tokens": st.column_config.NumberColumn(width=60)},
-    )
+    columns = {"failure": None, "tokens": st.column_config.NumberColumn(width=60)}
+    choose_by_row(table, names, "sample", key=f"table of {suite}", columns=columns)
     exports.buttons(
         "samples",
         f"shardscope-{opened.fingerprint}-samples",

@@ -14,6 +14,7 @@ from apps.parts import address, exports
 from apps.parts.caching import cached
 from apps.parts.checkpoints import MAKE_ONE, Opened, find_checkpoints, run_of, start_folders, try_to_open
 from apps.parts.rate_map import Place, rate_map, read_place
+from apps.parts.rows import choose_by_row
 from apps.parts.text import plain, sentence
 from shardscope.checkpoint import STATE, WEIGHTS, list_checkpoints, read_facts
 from shardscope.config import ConfigError
@@ -271,22 +272,8 @@ def pick_sample(shown: Shown, opened: Opened) -> Picked | None:
         return None
     names = [name_of(sample) for sample in found]
     address.one_of("pick", names)
-    table_key = f"samples of {place}"
-
-    def choose() -> None:
-        if rows := st.session_state[table_key].selection.rows:
-            st.session_state.pick = names[rows[0]]
-
     table = samples_table(found)
-    drawn = table.map(lambda value: on_one_line(value) if isinstance(value, str) else value)
-    st.dataframe(
-        drawn,
-        hide_index=True,
-        height=min(36 * len(drawn) + 38, 290),
-        key=table_key,
-        on_select=choose,
-        selection_mode="single-row",
-    )
+    choose_by_row(table, names, "pick", key=f"samples of {place}")
     exports.buttons(
         "square", f"{shown.file_name}-square", lambda: square_cell(shown, place, _temperature()), lambda: table
     )

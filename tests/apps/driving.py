@@ -138,13 +138,12 @@ def closed(page, opened) -> None:
 
 def saved(page, button: str) -> bytes:
     with taken_away(page, button.rpartition(".")[0]) as opened:
-        for last in (False, False, True):
-            with page.expect_download() as download:
-                # Not by the pointer: where the page grew meanwhile, the popover hangs below what is on the screen.
-                opened.get_by_role("button", name=button, exact=True).dispatch_event("click")
-            # Streamlit forgets a file when the page is drawn anew: one that a busy server still sends is broken off.
-            if last or download.value.failure() is None:
-                break
+        # A popover opened again shows the buttons of before, whose files are gone, until the page is drawn anew.
+        page.wait_for_timeout(500)
+        page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
+        with page.expect_download() as download:
+            # Not by the pointer: where the page grew meanwhile, the popover hangs below what is on the screen.
+            opened.get_by_role("button", name=button, exact=True).dispatch_event("click")
         return Path(download.value.path()).read_bytes()
 
 

@@ -48,8 +48,10 @@ class Watch:
         page.on("websocket", lambda socket: socket.on("framereceived", self._frame))
 
     def _said(self, message) -> None:
-        # Opened at /tokens, Streamlit looks for its server below /tokens first.
-        if "/_stcore/" not in message.location.get("url", ""):
+        # Opened at /tokens, Streamlit looks for its server below /tokens first. A popover opened again asks for the
+        # files of before, until the page is drawn anew; whether a file can be saved, `saved` sees.
+        of_a_file = "/media/" in message.location.get("url", "") or "Download Button source error" in message.text
+        if not of_a_file and "/_stcore/" not in message.location.get("url", ""):
             self.errors.append(message.text)
 
     def _requested(self, url: str) -> None:

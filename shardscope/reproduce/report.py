@@ -27,6 +27,7 @@ METRICS_SHOWN = (
     "acc", "acc_bytes", "answer_bits_per_byte", "exact_match", "exact_match (strict-match)",
     "exact_match (flexible-extract)", "digit_accuracy",
 )  # fmt: skip
+RISEN = 0.02  # of a held-out loss above its lowest: the source was read too often
 SHOWN_OF_A_SAMPLE = 200  # characters; the metrics hold all of it
 DASH = "–"
 
@@ -207,8 +208,25 @@ def _texts(found: Metrics) -> str:
 def _curves(found: Metrics, images: str) -> str:
     return (
         f"## Curves\n\n![Training loss against tokens]({images}-loss.svg)\n\n"
-        f"![Held-out bits per byte against tokens, by source]({images}-held-out.svg)"
+        f"![Held-out bits per byte against tokens, by source]({images}-held-out.svg)" + _overfitting(found)
     )
+
+
+def _overfitting(found: Metrics) -> str:
+    """The sources whose held-out loss rose again while the anneal went on, with how often they were read in it."""
+    anneal = found["runs"]["anneal"]
+    said = []
+    for name, source in anneal["sources"].items():
+        points = [
+            (line["bits_per_byte"][name], line["step"]) for line in anneal["held_out"] if name in line["bits_per_byte"]
+        ]
+        if points and points[-1][0] > (1 + RISEN) * min(points)[0]:
+            lowest, step = min(points)
+            said.append(
+                f"{name}, read {source['epochs']:.1f} times in the anneal, stood at {lowest:.3f} bits per byte at its "
+                f"step {step:,} and at {points[-1][0]:.3f} at its end"
+            )
+    return f"\n\nOverfitting: {'; '.join(said)}." if said else ""
 
 
 def _bits_per_byte(found: Metrics) -> str:

@@ -73,6 +73,18 @@ def test_bits_per_byte_are_those_of_the_trainers_last_evaluation(metrics: dict[s
     assert float(table["two"][4]) == pytest.approx(float(table["two"][3]) - float(table["two"][2]), abs=1.1e-4)
 
 
+def test_a_source_whose_held_out_loss_rose_again_is_named_with_its_passes(metrics: dict[str, Any]) -> None:
+    name, source = next(iter(metrics["runs"]["anneal"]["sources"].items()))
+    ends = [1.5, 1.2, 1.21]
+    metrics["runs"]["anneal"]["held_out"] = [
+        {"step": step, "bits_per_byte": {name: bits}} for step, bits in zip((10, 20, 30), ends, strict=True)
+    ]
+    assert "Overfitting" not in report(metrics, "images/report")
+    metrics["runs"]["anneal"]["held_out"][-1]["bits_per_byte"][name] = 1.3
+    said = f"Overfitting: {name}, read {source['epochs']:.1f} times in the anneal, stood at 1.200 bits per byte at its "
+    assert f"{said}step 20 and at 1.300 at its end." in report(metrics, "images/report")
+
+
 def test_losses_by_position_are_those_of_each_source_and_of_all(metrics: dict[str, Any]) -> None:
     page = report(metrics, "x")
     parts = metrics["loss"]["after"]

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from shardscope.colors import OKABE_ITO
+
 WIDTH, HEIGHT = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 70, 590, 40, 330
 INK, GRID, PAPER = "#1a1a1a", "#dddddd", "#ffffff"
-# Told apart by people who do not see red and green as different, too (Okabe and Ito 2008).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def chart(
         body.append(_line(x_of(place), TOP, x_of(place), BOTTOM, INK, dashed=True))
         body.append(_text(x_of(place) + 4, TOP + 12, words, 11))
     for number, curve in enumerate(curves):
-        colour = COLOURS[number % len(COLOURS)]
+        colour = OKABE_ITO[number % len(OKABE_ITO)]
         path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in curve.points)
         body.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         body.append(_line(RIGHT + 14, TOP + 10 + 20 * number, RIGHT + 34, TOP + 10 + 20 * number, colour, width=3))

@@ -18,6 +18,7 @@ from shardscope.failures import ORDER, SuitePrompt, for_model, label, load_suite
 from shardscope.failures.held_out import held_out_ids
 from shardscope.failures.labels import NO_FLAG
 from shardscope.failures.retrieval import RetrievalError
+from shardscope.failures.text_model import TextModel
 from shardscope.generation import SamplingConfig, generate
 from shardscope.microscope import SCORES, head_scores, read
 from shardscope.model import Shard
@@ -45,10 +46,10 @@ def scores_of_heads(model: Shard) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def failures_of_suite(model: Shard, most: int | None = None) -> dict[str, Any]:
+def failures_of_suite(model: Shard, most: int | None = None, text_model: TextModel | None = None) -> dict[str, Any]:
     """How many continuations of the prompt suite show each failure first, sampled as the card's; and each prompt's own.
 
-    `most`: only so many prompts, spread evenly over the suite.
+    `most`: only so many prompts, spread evenly over the suite. `text_model`: that of the labels, None for the shipped.
     """
     chosen = some_of(load_suite(), most)
     prompts = for_model(chosen, model, room=NEW_TOKENS)
@@ -57,7 +58,7 @@ def failures_of_suite(model: Shard, most: int | None = None) -> dict[str, Any]:
     config = SamplingConfig(max_new_tokens=NEW_TOKENS, **CARD_SAMPLING)  # type: ignore[arg-type]
     generations = generate(model, [prompt.text for prompt in prompts], config)
     primary = {
-        prompt.id: label(generation, domain=prompt.domain, gold=prompt.gold).primary
+        prompt.id: label(generation, domain=prompt.domain, gold=prompt.gold, text_model=text_model).primary
         for prompt, generation in zip(prompts, generations, strict=True)
     }
     counts = Counter(primary.values())
@@ -115,9 +116,9 @@ def loss_by_source_and_position(model: Shard, holdouts: Mapping[str, Holdout]) -
     return found
 
 
-def samples_of_card(model: Shard) -> list[dict[str, str]]:
+def samples_of_card(model: Shard, text_model: TextModel | None = None) -> list[dict[str, str]]:
     """The card's six prompts, continued with its temperature and top-p, and the failure that each shows first."""
-    samples = sample_card(model, **CARD_SAMPLING)  # type: ignore[arg-type]
+    samples = sample_card(model, text_model=text_model, **CARD_SAMPLING)  # type: ignore[arg-type]
     return [
         {"prompt": sample.prompt.text, "text": sample.generation.text, "failure": sample.labels.primary}
         for sample in samples

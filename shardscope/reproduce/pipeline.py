@@ -23,7 +23,7 @@ from shardscope.config import ConfigError
 from shardscope.data import Holdout, SourceShards, located, shards_of
 from shardscope.data.shards import state_of
 from shardscope.device import pick_device
-from shardscope.failures import CARD_PROMPTS
+from shardscope.failures import CARD_PROMPTS, text_model_of
 from shardscope.files import write_json
 from shardscope.model import Shard
 from shardscope.reproduce import measures
@@ -133,11 +133,12 @@ class _Stages:
         )  # fmt: skip
         yield self._measure(
             f"suite/{when}", f"failures in the prompt suite {moment}", run.last,
-            partial(measures.failures_of_suite, most=settings.prompts),
+            partial(_failures, run=run, most=settings.prompts),
             tokens=200 * measures.NEW_TOKENS, prompts=settings.prompts,
         )  # fmt: skip
         yield self._measure(
-            f"samples/{when}", f"the card's six prompts {moment}", run.last, self._samples, tokens=6 * 256,
+            f"samples/{when}", f"the card's six prompts {moment}", run.last, partial(_samples, run=run),
+            tokens=6 * 256,
         )  # fmt: skip
         yield self._measure(
             f"reach/{when}", f"reach of sliding and global layers {moment}", run.last, measures.reach, tokens=64 * n_ctx
@@ -181,10 +182,6 @@ class _Stages:
         assert model.tokenizer is not None, "a run's checkpoint holds its tokenizer"
         return measures.loss_by_source_and_position(model, holdouts_of(self.pair, model.tokenizer))
 
-    @staticmethod
-    def _samples(model: Shard) -> Result:
-        return {"samples": measures.samples_of_card(model), "decoding": measures.decoding_speed(model)}
-
     def _texts(self) -> dict[str, Any]:
         """What the tokens of both phases are made from."""
         pretrain, anneal = self.pair.runs()
@@ -202,6 +199,15 @@ class _Stages:
     def _made_from(self, run: Run) -> dict[str, Any]:
         text = self.ledger.result("text")
         return {"recipe": run.what_counts(), "tokenizer": text["tokenizer"], "text": text[run.phase]}
+
+
+def _failures(model: Shard, run: Run, most: int | None) -> Result:
+    return measures.failures_of_suite(model, most, text_model_of(run.folder))
+
+
+def _samples(model: Shard, run: Run) -> Result:
+    samples = measures.samples_of_card(model, text_model_of(run.folder))
+    return {"samples": samples, "decoding": measures.decoding_speed(model)}
 
 
 def _state_of_questions(data: Path | None) -> Any:

@@ -23,7 +23,7 @@ from typing import Any
 from shardscope.bench.measure import add_shared_arguments, at_least_one, command_line, machine, save
 from shardscope.bench.measure import table as markdown
 from shardscope.bench.variants import Variant, read_variants
-from shardscope.config import ConfigError, Recipe
+from shardscope.config import ConfigError, Recipe, suggest
 from shardscope.device import pick_device
 from shardscope.files import check_writable_file, whole_file
 from shardscope.train import train
@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change a field of every recipe, as in optimizer.lr=4e-3; may be repeated",
     )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of all variants, train only those of these names")
     parser.add_argument("--evaluations", type=int, default=5, metavar="N", help="points of the curve (default 5)")
     parser.add_argument("--keep", metavar="DIR", help="keep the runs in this folder (default: a temporary one)")
     add_shared_arguments(parser)
@@ -94,8 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable_file(Path(arguments.plot), "--plot")
         if find_spec("matplotlib") is None:
             raise ConfigError("--plot needs matplotlib; pip install matplotlib")
-    variants = read_variants(arguments.recipes, changes, str(device))
-    command = command_line("learn", arguments, "recipes", "tokens", "seconds", "seeds", "set", "evaluations")
+    variants = _only(read_variants(arguments.recipes, changes, str(device)), arguments.only)
+    command = command_line("learn", arguments, "recipes", "tokens", "seconds", "seeds", "set", "only", "evaluations")
     report: dict[str, Any] = {"command": command.replace(" --recipes", ""), **machine(device), "runs": []}
     with ExitStack() as cleanup:
         folder = Path(arguments.keep or cleanup.enter_context(TemporaryDirectory()))
@@ -108,6 +109,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         draw(report, Path(arguments.plot))
     return 0
+
+
+def _only(variants: list[Variant], names: Sequence[str] | None) -> list[Variant]:
+    """Those of the names, in their order; all without names. Raises ConfigError for a name that none has."""
+    if names is None:
+        return variants
+    found = {variant.name: variant for variant in variants}
+    for name in names:
+        if name not in found:
+            raise ConfigError(f"--only {name!r}: no such variant{suggest(name, found)}")
+    return [found[name] for name in names]
 
 
 def learn(

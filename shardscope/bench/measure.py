@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -124,7 +125,7 @@ def command_line(what: str, arguments: argparse.Namespace, *flags: str) -> str:
         if value := getattr(arguments, flag):
             words.append("--" + flag.replace("_", "-"))
             words += [] if value is True else map(str, value if isinstance(value, list) else [value])
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def export(checkpoint: str | Path, folder: Path) -> Path:

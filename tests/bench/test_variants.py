@@ -74,6 +74,17 @@ def test_an_annealed_variant_is_stable_before_and_reads_its_own_mix_or_more_of_t
         assert {source.name: source.weight for source in anneal.data.sources} == weights
 
 
+def test_only_the_variants_that_are_named_are_trained(variants: Path, tmp_path: Path) -> None:
+    out = tmp_path / "learn.json"
+    words = ["--tokens", "1024", "--evaluations", "1", "--device", "cpu", "--out", str(out)]
+    assert learn.run(arguments(str(variants), *words, "--only", "three quarters", "plain")) == 0
+    report = json.loads(out.read_text())
+    assert [run["recipe"] for run in report["runs"]] == ["three quarters", "plain"]
+    assert "--only 'three quarters' plain" in report["command"]
+    with pytest.raises(ConfigError, match=r"--only 'adam': no such variant; did you mean .adamw"):
+        learn.run(arguments(str(variants), *words, "--only", "adam"))
+
+
 def test_all_variants_get_the_same_tokens_but_those_that_say_otherwise(variants: Path, tmp_path: Path) -> None:
     out, runs = tmp_path / "learn.json", tmp_path / "runs"
     words = ["--tokens", "2048", "--evaluations", "2", "--device", "cpu", "--keep", str(runs), "--out", str(out)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -53,8 +54,9 @@ def files_of(path: str) -> list[Path]:
         below = {file for folder in found for file in folder.rglob("*") if file.is_file()}
         files = sorted(file for file in below if file.name.endswith(SUFFIXES))
     if not files:
-        near = [str(file) for file in sorted(place.parent.glob("*"))] if place.parent.is_dir() else []
-        hint = "" if place.exists() else suggest_close(str(place), near)
+        # os.path's, because Path's raise an error for a name that is too long.
+        near = [str(file) for file in sorted(place.parent.glob("*"))] if os.path.isdir(place.parent) else []
+        hint = "" if os.path.exists(place) else suggest_close(str(place), near)
         hint = hint or f"; files end in {', '.join(SUFFIXES)}"
         raise ConfigError(f"data.sources: path={shown(path)!r} names no text files{shown(hint)}")
     foreign = [file for file in files if not file.name.endswith(SUFFIXES)]

@@ -169,6 +169,7 @@ def test_a_name_that_would_also_be_a_pattern_is_said_once(here: Path, caplog: py
         ("*" * 200, "names no text files"),
         ("/".join("*" * 60), "names no text files"),
         ("a" * 5000, "names no text files"),
+        ("a" * 5000 + "/b.txt", "names no text files"),
     ],
 )
 def test_a_path_that_means_nothing_is_one_sentence(here: Path, path: str, message: str) -> None:

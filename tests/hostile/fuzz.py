@@ -16,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,10 +74,12 @@ def main() -> int:
         words = [sys.executable, __file__, "--only-here", "--target", name, "--corpus", str(arguments.corpus)]
         words += ["--seconds", str(max(1, arguments.seconds // len(names)))]
         paths = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        # libFuzzer ends its process without its exit handlers: what was written there is removed here.
+        with tempfile.TemporaryDirectory(prefix="shardscope-fuzz-", dir=targets.MEMORY) as scratch:
+            done = subprocess.run(
+                words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
+                env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", targets.SCRATCH: scratch},
+            )  # fmt: skip
         found = re.search(r"stat::number_of_executed_units:\s*(\d+)", done.stdout)
         executions = int(found[1]) if found else 0
         lost = []

@@ -10,6 +10,7 @@ import atexit
 import io
 import json
 import math
+import os
 import pickle
 import random
 import shutil
@@ -37,14 +38,15 @@ from shardscope.train.metrics import read_metrics
 ROOT = Path(__file__).parents[2]
 KINDS = ("a.txt", "a.jsonl", "a.json", "a.txt.gz", "a.jsonl.xz", "a.jsonl.bz2", "a.json.zip", "a.jsonl.zst")
 CUTS = ("auto", "marker", "line", "paragraph", "file")
+SCRATCH = "SHARDSCOPE_FUZZ_FOLDER"
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # in memory where the system has that
 LONGEST = 4096  # bytes of an input: enough for every branch, and a thousand executions a second
 
 
 @cache
 def folder() -> Path:
-    """A folder of this process, in memory where the system has that, and gone with it."""
-    memory = Path("/dev/shm")
-    made = tempfile.mkdtemp(prefix="shardscope-fuzz-", dir=memory if memory.is_dir() else None)
+    """A folder of this process, gone with it; inside the one that SCRATCH names, where no exit handler runs."""
+    made = tempfile.mkdtemp(prefix="shardscope-fuzz-", dir=os.environ.get(SCRATCH) or MEMORY)
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     return Path(made)
 

@@ -323,7 +323,7 @@ def shard_step(model: Shard, recipe: Recipe) -> Callable[[Batch], Tensor]:
     """The trainer's step: a batch in, [loss, gradient norm] out, still on the device."""
     objective = Objective(model, recipe, BOS)
     optimizer = ShardOptimizer(model, recipe.optimizer, compiled=objective.compiled, graphs=objective.graphs)
-    gradients = Gradients(objective, model, graphs=objective.graphs)
+    gradients = Gradients(objective, model, objective.graphs, optimizer.gradient_buffers)
 
     def step(batch: Batch) -> Tensor:
         window = batch.tokens.to(model.device, non_blocking=True)

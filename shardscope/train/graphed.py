@@ -8,6 +8,7 @@ watches a hook point, or several processes average gradients, every step is run 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float, Int
@@ -26,13 +27,23 @@ class Gradients:
     Returns the loss and the objective's metrics, detached; these are not scaled.
     """
 
-    def __init__(self, objective: nn.Module, model: Shard, graphs: bool) -> None:
-        """`graphs`: whether shapes may be captured; only for one process on CUDA."""
+    def __init__(
+        self,
+        objective: nn.Module,
+        model: Shard,
+        graphs: bool,
+        make_buffers: Callable[[], Mapping[nn.Parameter, Tensor]] | None = None,
+    ) -> None:
+        """`graphs`: whether shapes may be captured; only for one process on CUDA.
+
+        `make_buffers` gives zeros where captured gradients are to lie (None: anywhere).
+        """
         self.objective, self.model, self.graphs = objective, model, graphs
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.seen: Counter[tuple[torch.Size, float]] = Counter()
         self.captured: dict[tuple[torch.Size, float], _Captured] = {}
-        self.buffers: list[Tensor] = []
+        self.make_buffers = make_buffers or self._anywhere
+        self.buffers: Mapping[nn.Parameter, Tensor] = {}
 
     def __call__(self, window: Int[Tensor, "batch window"], share: float = 1.0) -> Metrics:
         if not self.graphs or any(point.watched for point in self.model.hook_dict.values()):
@@ -54,9 +65,10 @@ class Gradients:
     def _lay_out_gradients(self) -> None:
         """Every gradient where the graphs add to it: zero where there was none, else what was there."""
         if not self.buffers:
-            self.buffers = [torch.zeros_like(parameter) for parameter in self.parameters]
+            self.buffers = self.make_buffers()
         fresh = []
-        for parameter, buffer in zip(self.parameters, self.buffers, strict=True):
+        for parameter in self.parameters:
+            buffer = self.buffers[parameter]
             if parameter.grad is None:
                 fresh.append(buffer)
             elif parameter.grad is not buffer:
@@ -64,6 +76,9 @@ class Gradients:
             parameter.grad = buffer
         if fresh:
             torch._foreach_zero_(fresh)
+
+    def _anywhere(self) -> dict[nn.Parameter, Tensor]:
+        return {parameter: torch.zeros_like(parameter) for parameter in self.parameters}
 
 
 class _Captured:

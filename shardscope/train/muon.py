@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from shardscope.config import OptimizerConfig
 from shardscope.model.kernels.capture import PLAIN, captured
-from shardscope.train.sharding import as_sharded, local, part_of, whole
+from shardscope.train.sharding import as_sharded, is_sharded, local, part_of, whole
 
 # (a, b, c) of each step. The Polar Express expects singular values up to 1/1.02, hence `_MARGIN`.
 NEWTON_SCHULZ = {
@@ -54,6 +54,13 @@ _FUSED_HEADS = {
     "W_V": "head d_model d_head -> d_model (head d_head)",
     "W_O": "head d_head d_model -> (head d_head) d_model",
 }
+_AS_IT_IS = "rows cols -> rows cols"
+
+Function = Callable[..., Tensor]
+
+
+def _plainly(function: Function) -> Function:
+    return function
 
 
 def newton_schulz(
@@ -63,30 +70,51 @@ def newton_schulz(
 
     A step maps each singular value s to a s + b s³ + c s⁵. Runs in bfloat16 on CUDA and in the given dtype elsewhere.
     """
+    return _polar_factors(matrices, coefficients).to(matrices.dtype)
+
+
+def _polar_factors(matrices: Tensor, coefficients: str, fused: Callable[[Function], Function] = _plainly) -> Tensor:
+    """`newton_schulz`, in the dtype in which it is computed."""
     if matrices.shape[-2] > matrices.shape[-1]:
-        return newton_schulz(matrices.mT, coefficients).mT
-    x = matrices / (_MARGIN[coefficients] * torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
-    x = x.bfloat16() if x.is_cuda else x
+        return _polar_factors(matrices.mT, coefficients, fused).mT
+    x = fused(_normalised)(matrices, _MARGIN[coefficients])
     for a, b, c in NEWTON_SCHULZ[coefficients]:
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
-    return x.to(matrices.dtype)
+    return x
+
+
+def _normalised(matrices: Tensor, margin: float) -> Tensor:
+    """The matrices with singular values of at most 1 / margin."""
+    x = matrices / (margin * torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
+    return x.bfloat16() if x.is_cuda else x
+
+
+def _pattern(name: str) -> str:
+    """How a block parameter is laid out as a matrix, in einops' words."""
+    return _FUSED_HEADS.get(name.rsplit(".", 1)[-1], _AS_IT_IS)
 
 
 def as_matrix(name: str, tensor: Tensor) -> Float[Tensor, "rows cols"]:
     """A block parameter, or its gradient, as the matrix that Muon orthogonalises."""
-    pattern = _FUSED_HEADS.get(name.rsplit(".", 1)[-1])
-    return rearrange(tensor, pattern) if pattern else tensor
+    return rearrange(tensor, _pattern(name))
 
 
 def from_matrix(name: str, matrix: Float[Tensor, "rows cols"], like: Tensor) -> Tensor:
     """The inverse of `as_matrix`, in the shape of the parameter `like`."""
-    pattern = _FUSED_HEADS.get(name.rsplit(".", 1)[-1])
-    if pattern is None:
-        return matrix
+    return _all_from_matrices(matrix[None], _pattern(name), len(like))[0]
+
+
+def _all_as_matrices(tensors: Tensor, pattern: str) -> Float[Tensor, "matrix rows cols"]:
     inside, outside = pattern.split(" -> ")
-    return rearrange(matrix, f"{outside} -> {inside}", head=like.shape[0])
+    return rearrange(tensors, f"matrix {inside} -> matrix {outside}")
+
+
+def _all_from_matrices(matrices: Float[Tensor, "matrix rows cols"], pattern: str, heads: int) -> Tensor:
+    inside, outside = pattern.split(" -> ")
+    sizes = {} if pattern == _AS_IT_IS else {"head": heads}
+    return rearrange(matrices, f"matrix {outside} -> matrix {inside}", **sizes)
 
 
 def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
@@ -103,21 +131,22 @@ def orthogonalise(
     updates: Float[Tensor, "matrix rows cols"],
     group: dist.ProcessGroup | None = None,
     coefficients: str = "deepseek-v4",
+    fused: Callable[[Function], Function] = _plainly,
 ) -> Float[Tensor, "matrix rows cols"]:
-    """`newton_schulz`, its matrices divided among the ranks of `group` (None: all of them here).
+    """The polar factors, in the dtype in which they are computed; the matrices are divided among the ranks of `group`.
 
-    Every rank passes the same updates and gets all results.
+    Every rank passes the same updates and gets all results. None: all of them are computed here.
     """
     ranks = 1 if group is None else dist.get_world_size(group)
     if ranks == 1:
-        return newton_schulz(updates, coefficients)
+        return _polar_factors(updates, coefficients, fused)
     share = -(-len(updates) // ranks)
     first = min(dist.get_rank(group) * share, len(updates))
     mine = updates[first : first + share]
     # Ranks exchange equal shares, so the last ones are filled up.
-    done = updates.new_zeros(share, *updates.shape[1:])
+    done = updates.new_zeros(share, *updates.shape[1:], dtype=torch.bfloat16 if updates.is_cuda else updates.dtype)
     if len(mine):
-        done[: len(mine)] = newton_schulz(mine, coefficients)
+        done[: len(mine)] = _polar_factors(mine, coefficients, fused)
     shares = [torch.empty_like(done) for _ in range(ranks)]
     dist.all_gather(shares, done, group=group)
     return torch.cat(shares)[: len(updates)]
@@ -143,29 +172,33 @@ class ShardOptimizer:
         self.config, self.graphs = config, graphs
         matrices, rest = split_parameters(model)
         self.parameters = [*matrices.values(), *rest.values()]
-        self.inputs = _Inputs(*torch.zeros(3, device=self.parameters[0].device).unbind())
+        self.inputs = _Inputs(*torch.zeros(4, device=self.parameters[0].device).unbind())
         self._addresses: tuple[int, ...] = ()
         self._calls = 0  # with gradients at these addresses
         self._graph: tuple[Callable[[], None], Tensor] | None = None
         self.updates: list[_Muon | _AdamW] = []
         if config.name == "muon":
-            by_shape: dict[tuple[int, ...], dict[str, nn.Parameter]] = {}
+            alike: dict[tuple[str, tuple[int, ...]], dict[str, nn.Parameter]] = {}
             for name, parameter in matrices.items():
-                by_shape.setdefault(tuple(as_matrix(name, parameter).shape), {})[name] = parameter
-            self.updates += [_Muon(members, config, group, compiled) for members in by_shape.values()]
-            self.updates.append(_AdamW(rest, config, compiled, lr=config.lr * config.adamw_ratio, decay=0.0))
+                alike.setdefault((_pattern(name), tuple(parameter.shape)), {})[name] = parameter
+            self.updates += [_Muon(members, config, group, compiled) for members in alike.values()]
+            self.updates.append(_AdamW(rest, config, compiled, lr=config.lr * config.adamw_ratio, decays=False))
         else:
-            self.updates.append(_AdamW(matrices, config, compiled, lr=config.lr, decay=config.weight_decay))
-            self.updates.append(_AdamW(rest, config, compiled, lr=config.lr, decay=0.0))
+            self.updates.append(_AdamW(matrices, config, compiled, lr=config.lr, decays=True))
+            self.updates.append(_AdamW(rest, config, compiled, lr=config.lr, decays=False))
 
     @torch.no_grad()
     def step(
-        self, lr_scale: float = 1.0, loss: Float[Tensor, ""] | None = None, momentum: float | None = None
+        self,
+        lr_scale: float = 1.0,
+        loss: Float[Tensor, ""] | None = None,
+        momentum: float | None = None,
+        weight_decay: float | None = None,
     ) -> Float[Tensor, ""]:
         """Update every parameter at `lr_scale` times its learning rate; returns the gradient's global norm.
 
-        `momentum` is Muon's for this step (None: the config's). When the norm, or `loss` if it is given, is not finite,
-        weights and optimizer state stay exactly as they were.
+        `momentum` and `weight_decay` are those of this step (None: the config's). When the norm, or `loss` if it is
+        given, is not finite, weights and optimizer state stay exactly as they were.
         Raises ValueError if a parameter has no gradient.
         """
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
@@ -173,6 +206,7 @@ class ShardOptimizer:
             raise ValueError("a parameter has no gradient; call backward() before step()")
         self.inputs.rate.fill_(lr_scale)
         self.inputs.momentum.fill_(self.config.momentum if momentum is None else momentum)
+        self.inputs.weight_decay.fill_(self.config.weight_decay if weight_decay is None else weight_decay)
         self.inputs.loss.copy_(torch.zeros(()) if loss is None else loss.detach())
         return self._replayed(gradients) if self.graphs else self._update(gradients)
 
@@ -185,6 +219,7 @@ class ShardOptimizer:
             finite=norm.isfinite() & self.inputs.loss.isfinite(),
             rate=self.inputs.rate,
             momentum=self.inputs.momentum,
+            weight_decay=self.inputs.weight_decay,
         )
         for update in self.updates:
             update.step(gradient)
@@ -206,6 +241,10 @@ class ShardOptimizer:
     def zero_grad(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
+
+    def gradient_buffers(self) -> dict[nn.Parameter, Tensor]:
+        """A tensor of zeros for every parameter's gradient, lying where a step reads it without gathering it first."""
+        return {parameter: buffer for update in self.updates for parameter, buffer in update.buffers().items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors by name, shaped like the parameter: `.momentum`, or `.exp_avg`, `.exp_avg_sq`; and `.steps`.
@@ -243,6 +282,7 @@ class _Inputs:
 
     rate: Float[Tensor, ""]  # share of the peak learning rate
     momentum: Float[Tensor, ""]
+    weight_decay: Float[Tensor, ""]
     loss: Float[Tensor, ""]
 
 
@@ -254,6 +294,7 @@ class _Gradient:
     finite: Tensor  # a bool; False: this step changes nothing
     rate: Float[Tensor, ""]
     momentum: Float[Tensor, ""]  # Muon's
+    weight_decay: Float[Tensor, ""]
 
 
 class _Together:
@@ -261,14 +302,24 @@ class _Together:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], compiled: bool) -> None:
         self.parameters = dict(parameters)
-        self._fused = _compiled if compiled else lambda function: function
+        self._fused: Callable[[Function], Function] = _compiled if compiled else _plainly
+        self._buffer: Tensor | None = None
+        self._views: list[Tensor] = []
 
     @property
     def parts(self) -> list[Tensor]:
         return [local(p) for p in self.parameters.values()]
 
+    def buffers(self) -> dict[nn.Parameter, Tensor]:
+        self._buffer = self.zeros()
+        self._views = list(self.named(self._buffer).values())
+        return dict(zip(self.parameters.values(), self._views, strict=True))
+
     def gradients(self) -> Float[Tensor, " element"]:
-        return self._flat(p.grad for p in self.parameters.values() if p.grad is not None)
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if self._buffer is not None and all(g is view for g, view in zip(gradients, self._views, strict=True)):
+            return self._buffer
+        return self._flat(gradients)
 
     def zeros(self) -> Float[Tensor, " element"]:
         return torch.zeros_like(self._flat(self.parts))
@@ -287,7 +338,7 @@ class _Together:
 
 
 class _Muon(_Together):
-    """Muon for matrices of one shape."""
+    """Muon for matrices of one shape that are laid out alike."""
 
     def __init__(
         self,
@@ -299,25 +350,40 @@ class _Muon(_Together):
         super().__init__(parameters, compiled)
         self.config, self.group = config, group
         self.momentum = self.zeros()
-        rows, cols = next(iter(as_matrix(name, p).shape for name, p in self.parameters.items()))
+        name, first = next(iter(self.parameters.items()))
+        self.pattern, self.shape = _pattern(name), first.shape
+        rows, cols = as_matrix(name, torch.empty(self.shape, device="meta")).shape
         # A neuron is what a matrix has most of: an MLP's hidden channel, and of a square matrix an output.
         self.over = 1 if cols >= rows else 2
         neurons = (len(self.parameters), 1, cols) if self.over == 1 else (len(self.parameters), rows, 1)
         self.spread = self.momentum.new_zeros(neurons) if config.neuron_beta else None
+        self.scale = 0.18 * max(rows, cols) ** 0.5
 
     def step(self, gradient: _Gradient) -> None:
         raw = self.gradients()
         update = self._fused(_nesterov)(raw, self.momentum, gradient.scale, gradient.finite, gradient.momentum)
-        matrices = torch.stack([as_matrix(name, whole(part)) for name, part in self.named(update).items()])
-        lr, scale = self.config.lr * gradient.rate, 0.18 * max(matrices.shape[1:]) ** 0.5
-        decay = torch.where(gradient.finite, 1 - lr * self.config.weight_decay, 1.0)
-        move = orthogonalise(matrices, self.group, self.config.newton_schulz)
-        if self.spread is not None:
-            move = self._fused(_evened_out)(move, self.spread, gradient.finite, self.over, self.config.neuron_beta)
-        move = move * torch.where(gradient.finite, -lr * scale, 0.0)
-        moves = [part_of(from_matrix(name, move[i], p), p) for i, (name, p) in enumerate(self.parameters.items())]
-        torch._foreach_mul_(self.parts, decay)
-        torch._foreach_add_(self.parts, moves)
+        move = orthogonalise(self._as_matrices(update), self.group, self.config.newton_schulz, self._fused)
+        lr = self.config.lr * gradient.rate
+        factor = torch.where(gradient.finite, -lr * self.scale, 0.0)
+        if self.spread is None:
+            move = move * factor
+        else:
+            beta = self.config.neuron_beta
+            move = self._fused(_evened_out)(move, self.spread, gradient.finite, factor, self.over, beta)
+        torch._foreach_mul_(self.parts, torch.where(gradient.finite, 1 - lr * gradient.weight_decay, 1.0))
+        torch._foreach_add_(self.parts, self._from_matrices(move))
+
+    def _as_matrices(self, update: Float[Tensor, " element"]) -> Float[Tensor, "matrix rows cols"]:
+        if any(map(is_sharded, self.parameters.values())):
+            tensors = torch.stack([whole(part) for part in self.named(update).values()])
+        else:
+            tensors = update.view(-1, *self.shape)
+        return _all_as_matrices(tensors, self.pattern)
+
+    def _from_matrices(self, moves: Float[Tensor, "matrix rows cols"]) -> list[Tensor]:
+        """Each parameter's, of this rank. In one piece, which is what adds fastest."""
+        tensors = _all_from_matrices(moves, self.pattern, self.shape[0]).contiguous()
+        return [part_of(move, p) for move, p in zip(tensors, self.parameters.values(), strict=True)]
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {f"{name}.momentum": tensor for name, tensor in self.named(self.momentum.clone()).items()}
@@ -335,10 +401,10 @@ class _AdamW(_Together):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, compiled: bool, lr: float, decay: float
+        self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, compiled: bool, lr: float, decays: bool
     ) -> None:
         super().__init__(parameters, compiled)
-        self.betas, self.lr, self.decay = config.betas, lr, decay
+        self.betas, self.lr, self.decays = config.betas, lr, decays
         self.exp_avg, self.exp_avg_sq = self.zeros(), self.zeros()
         self.steps = torch.zeros((), device=self.exp_avg.device)
 
@@ -350,8 +416,8 @@ class _AdamW(_Together):
         )
         lr = self.lr * gradient.rate
         move = direction * torch.where(gradient.finite, -lr, 0.0)
-        if self.decay:
-            torch._foreach_mul_(self.parts, torch.where(gradient.finite, 1 - lr * self.decay, 1.0))
+        if self.decays:
+            torch._foreach_mul_(self.parts, torch.where(gradient.finite, 1 - lr * gradient.weight_decay, 1.0))
         torch._foreach_add_(self.parts, [local(part) for part in self.named(move).values()])
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -367,13 +433,17 @@ class _AdamW(_Together):
             self.steps.copy_(state[f"{name}.steps"])
 
 
-def _evened_out(move: Tensor, spread: Tensor, finite: Tensor, over: int, beta: float) -> Tensor:
-    """Every neuron's part of `move` over its running root mean square, `spread`; the norm of each matrix stays."""
+def _evened_out(move: Tensor, spread: Tensor, finite: Tensor, factor: Tensor, over: int, beta: float) -> Tensor:
+    """`factor` times `move`, every neuron's part of it over its running root mean square, `spread`, before.
+
+    The norm of each matrix stays what it was.
+    """
+    move = move.float()
     square = move.square().mean(dim=over, keepdim=True)
     spread.copy_(torch.where(finite, beta * spread + (1 - beta) * square, spread))
     even = move / (spread.sqrt() + 1e-8)
     norms = [torch.linalg.matrix_norm(x, keepdim=True) for x in (move, even)]
-    return even * (norms[0] / (norms[1] + 1e-8))
+    return even * (factor * norms[0] / (norms[1] + 1e-8))
 
 
 def _nesterov(raw: Tensor, momentum: Tensor, scale: Tensor, finite: Tensor, mu: Tensor) -> Tensor:
@@ -396,6 +466,6 @@ def _adam(
 
 
 @cache
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compiled(function: Function) -> Function:
     # Not at import: the compiler's machinery takes a second to load.
     return torch.compile(function, dynamic=False)

@@ -164,7 +164,7 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
         model=model,
         objective_module=objective,
         objective=averaging,
-        gradients=Gradients(averaging, model, graphs=objective.graphs and world.size == 1),
+        gradients=Gradients(averaging, model, objective.graphs and world.size == 1, optimizer.gradient_buffers),
         sharded=sharded,
         optimizer=optimizer,
         token_entropy=token_entropy(data),

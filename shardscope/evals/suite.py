@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardscope.config import ConfigError
+from shardscope.config import ConfigError, suggest_close
 from shardscope.files import read_json, write_json, write_text
 from shardscope.resources import resource
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 TASKS = resource("evals")
 SAMPLE = TASKS / "sample"
 OUT = Path("runs/evals")
+GROUP = "shard"
+# Each file is called after its task, so the names are known where lm-eval is not installed.
+NAMES = tuple(sorted(f"{GROUP}_{file.stem}" for file in TASKS.glob("*.yaml") if file.stem != GROUP))
 
 # How messages of the harness begin, or what they hold, that are for authors of tasks.
 FOR_AUTHORS = ("Custom kwargs can be passed to `--metadata`", "Metrics were not scored on the same number of")
@@ -46,14 +49,12 @@ def evaluate(
     `data` is a folder of test sets; None: the one that SHARDSCOPE_EVAL_DATA names, else the Hugging Face hub. Raises
     ConfigError for a task that does not exist, and for more shots than its data has examples.
     """
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluate as score
 
     with _without_chatter():
-        manager = _task_manager(tasks, data)
-        _check_shots(manager.load(tasks)["tasks"].values(), num_fewshot)
-        found = simple_evaluate(
-            lm, tasks=tasks, task_manager=manager, limit=limit, num_fewshot=num_fewshot, log_samples=False
-        )
+        loaded = _task_manager(tasks, data).load(tasks)
+        _set_shots(loaded["tasks"].values(), num_fewshot)
+        found = score(lm, loaded, limit=limit, log_samples=False)
     rows: list[Row] = []
     if found is None:  # not the first process under torchrun
         return rows
@@ -76,37 +77,40 @@ def evaluate(
     return rows
 
 
+def check_tasks(names: Iterable[str], data: Path | None) -> None:
+    """Whether the tasks can be asked later, each by its own name; on the hub (None) only whether there are such tasks.
+
+    Raises ConfigError for a name of none or of a group of them, and for a folder that lacks the questions of one.
+    """
+    names = tuple(names)
+    if GROUP in names:
+        raise ConfigError(f"--tasks {GROUP}: a group of tasks; name the tasks themselves")
+    _require_known(names, NAMES)
+    for name in names if data is not None else ():
+        questions(name, data)
+
+
 def questions(task: str, data: str | Path | None) -> Row:
     """The number of a task's test questions, and a hash of them. `data` and errors as in `evaluate`."""
     with _without_chatter():
         found = _task_manager([task], data).load([task])
-    if task in found["groups"]:
-        raise ConfigError(f"--tasks {task}: a group of tasks; name the tasks themselves")
     lines = [json.dumps(document, sort_keys=True, default=str) for document in found["tasks"][task].test_docs()]
     return {"questions": len(lines), "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
 
 
 @contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Within it the harness does not say what concerns nobody who scores a checkpoint.
-
-    That are hints for authors of tasks, and git's complaint where the working folder is no checkout, whose commit the
-    harness would note.
-    """
-    from lm_eval import evaluator
+    """Within it the harness does not say what is meant for authors of tasks."""
 
     def matters(record: logging.LogRecord) -> bool:
         return not any(words in record.getMessage() for words in FOR_AUTHORS)
 
     loggers = [logging.getLogger(name) for name in ("lm_eval.api.task", "lm_eval.evaluator_utils")]
-    of_commit = evaluator.get_git_commit_hash
     for each in loggers:
         each.addFilter(matters)
-    evaluator.get_git_commit_hash = lambda: None
     try:
         yield
     finally:
-        evaluator.get_git_commit_hash = of_commit
         for each in loggers:
             each.removeFilter(matters)
 
@@ -117,20 +121,36 @@ def _task_manager(tasks: Sequence[str], data: str | Path | None) -> TaskManager:
 
     metadata = {} if data is None else {"eval_data": str(data)}
     manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
-    if unknown := sorted(set(tasks) - set(manager.all_tasks)):
-        raise ConfigError(f"--tasks {unknown[0]}: no such task; use {', '.join(sorted(manager.all_tasks))}")
+    _require_known(tasks, manager.all_tasks)
     return manager
 
 
-def _check_shots(tasks: Iterable[Task], num_fewshot: int | None) -> None:
-    """Raises ConfigError where a task is to be shown more examples than there are: the harness would fail midway."""
+def _require_known(tasks: Iterable[str], known: Iterable[str]) -> None:
+    known = sorted(known)
     for task in tasks:
-        shots = (task.get_config("num_fewshot") or 0) if num_fewshot is None else num_fewshot
+        if task not in known:
+            raise ConfigError(f"--tasks {task}: no such task{suggest_close(task, known)}; use {', '.join(known)}")
+
+
+def _set_shots(tasks: Iterable[Task], num_fewshot: int | None) -> None:
+    """How many examples are shown, and which, as `simple_evaluate` sets them: a task that says 0 of itself keeps that.
+
+    `simple_evaluate` itself would run git in the working folder and list the machine's software for a file that is not
+    written here. Raises ConfigError where a task is to be shown more examples than there are: the harness would fail
+    midway.
+    """
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
+
+    for task in tasks:
+        own = task.get_config("num_fewshot") or 0
+        shots = own if num_fewshot is None or task.get_config("num_fewshot") == 0 else num_fewshot
         if shots > (there := len(task.sampler.df)):
             raise ConfigError(
                 f"--num-fewshot: {task.config.task} would show {shots} examples, and its data has {there}; "
                 f"use {there} at most"
             )
+        task.set_config(key="num_fewshot", value=shots)
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
 
 
 def write_result(out: Path, lm: ShardLM, rows: list[Row], data: str, limit: int | None) -> Path:

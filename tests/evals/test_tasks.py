@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
+from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from real_items import DATA, ROOT, real_rows
 
@@ -213,6 +214,28 @@ def test_what_the_harness_says_to_authors_of_tasks_is_left_out(
     assert "fatal" not in capfd.readouterr().err
     assert not any(words in caplog.text for words in suite.FOR_AUTHORS)
     assert (tmp_path / "runs" / "evals" / "table.md").exists()
+
+
+@pytest.mark.parametrize("shots", [None, 2])
+def test_scores_are_those_of_simple_evaluate_with_the_same_shots(formats: tuple[Path, Path], shots: int | None) -> None:
+    names = ["shard_gsm8k", "shard_arc_easy", "shard_arith"]
+    lm = ShardLM(str(formats[0]), device="cpu", batch_size=2)
+    ours = suite.evaluate(lm, names, suite.SAMPLE, limit=2, num_fewshot=shots)
+    manager = TaskManager(
+        include_path=str(suite.TASKS), include_defaults=False, metadata={"eval_data": str(suite.SAMPLE)}
+    )
+    found = simple_evaluate(lm, tasks=names, task_manager=manager, limit=2, num_fewshot=shots, log_samples=False)
+    expected = {
+        (task, key): value
+        for task, values in found["results"].items()
+        for key, value in values.items()
+        if "," in key and "_stderr" not in key
+    }
+    for row in ours:
+        metric, _, kind = row["metric"].partition(" ")
+        assert row["value"] == expected.pop((row["task"], f"{metric},{kind.strip('()') or 'none'}"))
+        assert row["shots"] == found["n-shot"][row["task"]]
+    assert not expected
 
 
 def kept(out: Path, value: float, task: str = "sums") -> Path:

@@ -10,6 +10,7 @@ arXiv:0902.2206). One fitted on the built-in model's sources ships with the pack
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -65,6 +66,14 @@ class TextModel:
         self.log_likelihood, self.idf, self.words = log_likelihood, idf, words
         self._likelihood, self._idf = log_likelihood.astype(np.float64), idf.astype(np.float64)
         self._bits: list[bool] = np.unpackbits(words).astype(bool).tolist()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the three arrays, in hexadecimal."""
+        digest = hashlib.sha256()
+        for name, (_, dtype) in _ARRAYS.items():
+            digest.update(np.ascontiguousarray(getattr(self, name), dtype=dtype).tobytes())
+        return digest.hexdigest()
 
     @classmethod
     def fit(cls, texts: Mapping[Domain, Iterable[str]], vocabulary: Iterable[str] | None = None) -> TextModel:

@@ -1,6 +1,6 @@
 """The stages of a reproduction, in order, and all of their figures in one JSON file.
 
-Text and questions come first, so that what is missing is missed before anything is trained; then the pretraining to its
+Questions and text come first, so that what is missing is missed before anything is trained; then the pretraining to its
 pause, the rest of it, the anneal; then everything that is measured on checkpoints, each of them a stage of its own.
 """
 
@@ -20,7 +20,7 @@ import shardscope
 from shardscope.bench.measure import machine
 from shardscope.checkpoint import checkpoint_folder, load, read_facts
 from shardscope.config import ConfigError
-from shardscope.data import Holdout, SourceShards, located, shards_of
+from shardscope.data import Holdout, SourceShards, located, prepare, shards_of
 from shardscope.data.shards import state_of
 from shardscope.device import pick_device
 from shardscope.failures import CARD_PROMPTS, text_model_of
@@ -82,16 +82,16 @@ class _Stages:
         self.rate = SHARE_WHEN_MEASURING * matmul_rate(device)
 
     def all(self) -> Iterator[Stage]:
-        yield Stage(
-            name="text", says="tokenizer and token shards", made_from=self._texts,
-            work=partial(prepare_text, self.pair), seconds=30.0,
-        )  # fmt: skip
         for task in self.settings.tasks:
             yield Stage(
                 name=f"questions/{task}", says=f"questions of {task}",
                 made_from=self._folder_of_questions,
                 work=partial(measures.questions_of, task, self.settings.data),
             )  # fmt: skip
+        yield Stage(
+            name="text", says="tokenizer and token shards", made_from=self._texts,
+            work=partial(prepare_text, self.pair), seconds=30.0,
+        )  # fmt: skip
         yield from self._training()
         for run, step in self.pair.checkpoints():
             yield self._measure(
@@ -134,11 +134,11 @@ class _Stages:
         yield self._measure(
             f"suite/{when}", f"failures in the prompt suite {moment}", run.last,
             partial(_failures, run=run, most=settings.prompts),
-            tokens=200 * measures.NEW_TOKENS, prompts=settings.prompts,
+            tokens=200 * measures.NEW_TOKENS, prompts=settings.prompts, text_model=partial(_text_model, run),
         )  # fmt: skip
         yield self._measure(
             f"samples/{when}", f"the card's six prompts {moment}", run.last, partial(_samples, run=run),
-            tokens=6 * 256,
+            tokens=6 * 256, text_model=partial(_text_model, run),
         )  # fmt: skip
         yield self._measure(
             f"reach/{when}", f"reach of sliding and global layers {moment}", run.last, measures.reach, tokens=64 * n_ctx
@@ -201,6 +201,11 @@ class _Stages:
         return {"recipe": run.what_counts(), "tokenizer": text["tokenizer"], "text": text[run.phase]}
 
 
+def _text_model(run: Run) -> str:
+    """What tells the model of text that labels the run's continuations from another one."""
+    return text_model_of(run.folder).fingerprint
+
+
 def _failures(model: Shard, run: Run, most: int | None) -> Result:
     return measures.failures_of_suite(model, most, text_model_of(run.folder))
 
@@ -221,7 +226,8 @@ def _state_of_questions(data: Path | None) -> Any:
 def prepare_text(pair: Pair) -> Result:
     """Train the tokenizer and make the shards of both phases where they are not there yet; what they hold.
 
-    Raises ConfigError, before anything is trained, where the model's context has no room for the card's prompts.
+    Raises ConfigError or DataError, before anything is trained, where the model's context has no room for the card's
+    prompts, and where either phase could not begin with this text.
     """
     with claimed_folder(pair.pretrain.recipe):
         tokenizer = tokenizer_for(pair.pretrain.recipe, progress=True)
@@ -232,8 +238,12 @@ def prepare_text(pair: Pair) -> Result:
         )
     found: Result = {"tokenizer": tokenizer.fingerprint, "entries": tokenizer.vocab_size}
     for run in pair.runs():
-        shards = shards_of(run.recipe.data, tokenizer)
-        found[run.phase] = {name: _described(both) for name, both in shards.items()}
+        train = run.recipe.train
+        prepared = prepare(
+            run.recipe.data, tokenizer, batch_size=train.batch_size, seed=run.recipe.seed, phase=run.phase,
+            eval_tokens=train.eval_tokens,
+        )  # fmt: skip
+        found[run.phase] = {name: _described(both) for name, both in prepared.shards.items()}
     return found
 
 

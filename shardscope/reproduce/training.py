@@ -31,7 +31,7 @@ class TrainingStopped(ConfigError):
 
 
 class Signalled(KeyboardInterrupt):
-    """SIGINT or SIGTERM came while a training was running; it was handed on, and the training has saved and ended."""
+    """SIGINT or SIGTERM came; a training that was running was told, and has saved and ended."""
 
     def __init__(self, number: int) -> None:
         super().__init__()

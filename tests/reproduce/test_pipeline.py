@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_reproduction import SAMPLE, TASKS, command, make_recipes
@@ -24,6 +25,7 @@ from shardscope.evals.harness import ShardLM
 from shardscope.evals.suite import evaluate
 from shardscope.failures import sample_card
 from shardscope.failures.held_out import held_out_ids
+from shardscope.failures.text_model import FILE_NAME, TextModel, built_in
 from shardscope.files import read_json, write_json
 from shardscope.microscope import SCORES, head_scores, read
 from shardscope.reproduce.pair import load_pair
@@ -198,6 +200,22 @@ def test_other_questions_are_asked_anew_and_nothing_is_trained_again(
     assert (stages / "tasks" / "shard_arith_choice" / "after.json").exists()
 
 
+def test_labels_are_made_anew_where_the_runs_model_of_text_has_changed(
+    reproduced: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes = [str(reproduced.parent / f"tiny-{phase}.toml") for phase in ("pretrain", "anneal")]
+    shutil.copytree(reproduced, tmp_path / "out")
+    shipped = built_in()
+    knows_no_word = TextModel(shipped.log_likelihood, shipped.idf, np.zeros_like(shipped.words))
+    knows_no_word.save(tmp_path / "out" / "pretrain" / FILE_NAME)
+    assert main(command(recipes, tmp_path / "out")) == 0
+    done = [line for line in capsys.readouterr().out.splitlines() if ": done in" in line]
+    assert [re.sub(r"\[.*?\] |: done.*", "", line) for line in done] == [
+        "failures in the prompt suite before the anneal",
+        "the card's six prompts before the anneal",
+    ]
+
+
 def start(words: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "shardscope.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -218,6 +236,23 @@ def test_sigterm_in_a_training_is_handed_on_and_the_same_command_goes_on(tmp_pat
     assert "SIGTERM; the same command goes on where this one was" in said
     assert run_status(tmp_path / "out" / "pretrain")["status"] == "paused early"
     assert not (tmp_path / "out" / "stages" / "pause.json").exists()
+
+
+def test_sigterm_while_something_is_measured_says_that_the_same_command_goes_on(
+    reproduced: Path, tmp_path: Path
+) -> None:
+    recipes = [str(reproduced.parent / f"tiny-{phase}.toml") for phase in ("pretrain", "anneal")]
+    shutil.copytree(reproduced, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "stages" / "heads")
+    process = start(command(recipes, tmp_path / "out"))
+    assert process.stdout is not None
+    while "scores of the heads" not in process.stdout.readline():
+        assert process.poll() is None, process.communicate()
+    os.kill(process.pid, signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM; the same command goes on where this one was" in said
+    assert "Traceback" not in said
 
 
 def test_a_killed_reproduction_goes_on_after_the_training_that_it_left_behind(tmp_path: Path) -> None:
@@ -257,10 +292,7 @@ def test_an_anneal_of_another_pretraining_is_not_taken_for_this_ones(
         (["--recipes", "ANNEAL", "PRETRAIN"], "--recipes takes a pretraining first, then its anneal"),
         (["--recipes", "PRETRAIN", "PRETRAIN"], "--recipes takes a pretraining first, then its anneal"),
         (["--recipes", "shard-pico-pretain", "ANNEAL"], "did you mean 'shard-pico-pretrain'?"),
-        (["--data", "nowhere"], "--data nowhere: no such folder"),
         (["--device", "cuda:1", "--processes", "2"], "--processes 2 trains on a card each, --device cuda:1 names one"),
-        (["--tasks", "shard_arc"], "--tasks shard_arc: no such task"),
-        (["--tasks", "shard"], "--tasks shard: a group of tasks; name the tasks themselves"),
     ],
 )
 def test_a_mistake_costs_one_sentence_before_anything_is_trained(

@@ -11,6 +11,7 @@ from pathlib import Path
 from shardscope.cli.arguments import add_device, add_out, path, whole
 from shardscope.config import ConfigError
 from shardscope.device import pick_device
+from shardscope.reproduce.checks import check
 from shardscope.reproduce.offer import default_recipes, format_needs, needs, offer
 from shardscope.reproduce.pair import CHECKPOINTS, load_pair
 from shardscope.reproduce.pipeline import TASKS, Settings, reproduce
@@ -60,30 +61,43 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     # As it was typed: each process picks its own card of "auto" and "cuda".
     pair = load_pair(words, arguments.out, arguments.device, arguments.checkpoints)
-    found = needs(pair, arguments.processes)
+    out, tasks, data = pair.pretrain.folder.parent, _names(arguments.tasks), arguments.data or _data_of_environment()
+    check(pair, out, tasks, data, arguments.processes, device)
     if arguments.dry_run:
-        print(format_needs(found))
+        print(format_needs(needs(pair, arguments.processes)))
         return 0
-    data = arguments.data or (
-        Path(os.environ["SHARDSCOPE_EVAL_DATA"]) if "SHARDSCOPE_EVAL_DATA" in os.environ else None
-    )
-    if data is not None and not data.is_dir():
-        raise ConfigError(f"--data {data}: no such folder; lay it out like the test sets under evals/sample")
     settings = Settings(
         device=str(device), processes=arguments.processes,
-        tasks=tuple(name for name in arguments.tasks.split(",") if name), data=data, limit=arguments.limit,
-        prompts=arguments.prompts, price_per_hour=arguments.price_per_hour,
+        tasks=tasks, data=data, limit=arguments.limit, prompts=arguments.prompts,
+        price_per_hour=arguments.price_per_hour,
     )  # fmt: skip
-    out = pair.pretrain.folder.parent
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         metrics = reproduce(pair, out, settings, say=lambda text: print(text, flush=True))
     except KeyboardInterrupt as interrupted:
         number = interrupted.number if isinstance(interrupted, Signalled) else signal.SIGINT
         print(f"{signal.Signals(number).name}; the same command goes on where this one was", file=sys.stderr)
         return 128 + number
+    finally:
+        signal.signal(signal.SIGTERM, before)
     report = write_report(metrics, out / "report.md")
     print(f"metrics: {metrics}\nreport: {report}")
     return 0
+
+
+def _end(number: int, frame: object) -> None:
+    """SIGTERM ends the work between two trainings, or the measuring, as Ctrl+C does."""
+    raise Signalled(number)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names between commas, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _data_of_environment() -> Path | None:
+    named = os.environ.get("SHARDSCOPE_EVAL_DATA")
+    return Path(named) if named else None
 
 
 def _price(text: str) -> float:

@@ -5,7 +5,7 @@ from shardscope.data.files import DataError, ReadLog
 from shardscope.data.holdout import Holdout, HoldoutBatch
 from shardscope.data.mixture import Batch, Mixture, SourcePlan, dealt, document_starts, format_plan
 from shardscope.data.prefetch import Prefetcher
-from shardscope.data.prepare import Prepared, prepare, sample_documents, shards_of
+from shardscope.data.prepare import Prepared, as_source, prepare, sample_documents, shards_of
 from shardscope.data.readers import Document
 from shardscope.data.shards import SourceShards, TokenShard, token_shards
 
@@ -22,6 +22,7 @@ __all__ = [
     "SourcePlan",
     "SourceShards",
     "TokenShard",
+    "as_source",
     "dealt",
     "document_starts",
     "documents",

@@ -84,7 +84,7 @@ def shards_of(data: DataConfig, tokenizer: Tokenizer, progress: bool = True) -> 
     shards = {source.name: token_shards(located(source), data, tokenizer, progress) for source in data.sources}
     if data.overlap == "ignore":
         return shards
-    scored = [located(_as_source(benchmark)) for benchmark in data.benchmarks]
+    scored = [located(as_source(benchmark)) for benchmark in data.benchmarks]
     return count_overlap(
         shards,
         {source.name: _texts(source, data) for source in scored},
@@ -96,7 +96,8 @@ def shards_of(data: DataConfig, tokenizer: Tokenizer, progress: bool = True) -> 
     )
 
 
-def _as_source(benchmark: Benchmark) -> Source:
+def as_source(benchmark: Benchmark) -> Source:
+    """A benchmark, to be read as sources are."""
     return Source(name=benchmark.name, path=benchmark.path, text=benchmark.text, split=benchmark.split)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from shardscope.data import Holdout
+from shardscope.evals.suite import evaluate, questions
 from shardscope.failures import ORDER, SuitePrompt, for_model, label, load_suite, long_context, sample_card
 from shardscope.failures.held_out import held_out_ids
 from shardscope.failures.labels import NO_FLAG
@@ -140,13 +141,10 @@ def decoding_speed(model: Shard) -> dict[str, Any]:
 def rows_of_task(model: Shard, task: str, data: Path | None, limit: int | None) -> dict[str, Any]:
     """A task of lm-evaluation-harness: every metric with its standard error and the number of questions."""
     from shardscope.evals.harness import ShardLM
-    from shardscope.evals.suite import evaluate
 
     return {"rows": evaluate(ShardLM(model, batch_size="auto"), [task], data, limit)}
 
 
 def questions_of(task: str, data: Path | None) -> dict[str, Any]:
     """The test questions of a task, found and counted before anything is trained for them."""
-    from shardscope.evals.suite import questions
-
     return questions(task, data)

@@ -66,7 +66,7 @@ def train(recipe: Recipe, *, probe: Probe | None = None, study: Study | None = N
         World.join(recipe.train.device) as world,
         _what_is_intact(recipe),
     ):
-        require_even_batch(recipe, world)
+        require_even_batch(recipe, world.size)
         with claimed_folder(recipe) if world.main else nullcontext():
             world.wait()
             while (outcome := _attempt(recipe, world, stop, probe, study, progress and world.main)) is None:

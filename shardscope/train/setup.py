@@ -111,7 +111,7 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
         model, tokenizer = start.model, start.tokenizer
     else:
         assert recipe.model is not None, "Recipe says that a pretrain has a model"
-        _require_room(recipe, recipe.model, world.device)
+        require_room(recipe, recipe.model, world.device)
         tokenizer = world.main_first(lambda: tokenizer_for(recipe, progress))
         if tokenizer.vocab_size > recipe.model.vocab_size:
             raise ConfigError(
@@ -181,16 +181,16 @@ def set_up(recipe: Recipe, world: World, progress: bool = True) -> Setup:
     )
 
 
-def require_even_batch(recipe: Recipe, world: World) -> None:
+def require_even_batch(recipe: Recipe, processes: int) -> None:
     """Raises ConfigError, before anything is tokenized, for a batch that the processes cannot share."""
-    if recipe.train.batch_size % world.size:
+    if recipe.train.batch_size % processes:
         raise ConfigError(
-            f"train.batch_size={recipe.train.batch_size} cannot be divided among {world.size} processes; "
-            f"use a multiple of {world.size}"
+            f"train.batch_size={recipe.train.batch_size} cannot be divided among {processes} processes; "
+            f"use a multiple of {processes}"
         )
 
 
-def _require_room(recipe: Recipe, config: ShardConfig, device: torch.device) -> None:
+def require_room(recipe: Recipe, config: ShardConfig, device: torch.device) -> None:
     """Raises ConfigError for a model or a batch that alone is more than the memory there is."""
     weights, batch = 8 * config.n_params, 8 * recipe.train.batch_size * recipe.data.seq_len
     for what, needed, where, remedy in (

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardscope.config import ConfigError, suggest_close
+from shardscope.config import ConfigError, suggest
 from shardscope.files import read_json, write_json, write_text
 from shardscope.resources import resource
 
@@ -129,7 +129,7 @@ def _require_known(tasks: Iterable[str], known: Iterable[str]) -> None:
     known = sorted(known)
     for task in tasks:
         if task not in known:
-            raise ConfigError(f"--tasks {task}: no such task{suggest_close(task, known)}; use {', '.join(known)}")
+            raise ConfigError(f"--tasks {task}: no such task{suggest(task, known)}")
 
 
 def _set_shots(tasks: Iterable[Task], num_fewshot: int | None) -> None:

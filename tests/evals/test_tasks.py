@@ -280,7 +280,7 @@ def test_a_broken_result_is_named_and_left_out(tmp_path: Path, caplog: pytest.Lo
     ("words", "message"),
     [
         (["--data", "no/such/folder"], "--data no/such/folder: no such folder"),
-        (["--tasks", "shard_arc_eazy"], "--tasks shard_arc_eazy: no such task; use shard, shard_arc_challenge"),
+        (["--tasks", "shard_arc_eazy"], "--tasks shard_arc_eazy: no such task; did you mean 'shard_arc_easy'?"),
         (["--limit", "2", "--device", "tpu9"], "device='tpu9' is not a torch device"),
     ],
 )

@@ -43,7 +43,7 @@ def refused(request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.Captu
     [
         ("shard_arc", "--tasks shard_arc: no such task; did you mean 'shard_arith'?"),
         ("shard_arc_easy, shard_gsm8", "--tasks shard_gsm8: no such task; did you mean 'shard_gsm8k'?"),
-        ("hellaswag", "--tasks hellaswag: no such task; use shard_arc_challenge, "),
+        ("hellaswag", "--tasks hellaswag: no such task; known: shard_arc_challenge, "),
         ("arc_easy", "--tasks arc_easy: no such task; did you mean 'shard_arc_easy'?"),
         ("shard", "--tasks shard: a group of tasks; name the tasks themselves"),
         ("shard_arith,shard", "--tasks shard: a group of tasks; name the tasks themselves"),

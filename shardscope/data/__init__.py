@@ -7,7 +7,7 @@ from shardscope.data.mixture import Batch, Mixture, SourcePlan, dealt, document_
 from shardscope.data.prefetch import Prefetcher
 from shardscope.data.prepare import Prepared, as_source, prepare, sample_documents, shards_of
 from shardscope.data.readers import Document
-from shardscope.data.shards import SourceShards, TokenShard, token_shards
+from shardscope.data.shards import Overlap, SourceShards, TokenShard, token_shards
 
 __all__ = [
     "Batch",
@@ -16,6 +16,7 @@ __all__ = [
     "Holdout",
     "HoldoutBatch",
     "Mixture",
+    "Overlap",
     "Prefetcher",
     "Prepared",
     "ReadLog",

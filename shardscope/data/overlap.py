@@ -1,15 +1,15 @@
 """Held-out and scored text kept out of training: how many training documents repeat it, and the rest without them.
 
 Two documents overlap if they are the same text, or share 13 words in a row, as Brown et al. (2020, arXiv:2005.14165,
-appendix C) count it. Words are runs of letters and digits, without regard to case, punctuation and space; in scripts
-that write no spaces a phrase is one word. 13 words that four or more different held-out texts have in common (as in a
-licence, or "which of the following best describes the") are no overlap. A text of fewer words counts only if it is the
-same text.
+appendix C) count it. Words are runs of letters and digits, without regard to case, punctuation, space and the way
+Unicode spells them (`folding`); in scripts that write no spaces a phrase is one word. 13 words that four or more
+different held-out texts have in common (as in a licence, or "which of the following best describes the") are no
+overlap. A text of fewer words counts only if it is the same text, but for case, the amount of space and spelling.
 
-Everything is counted on token shards, as arrays: words and their runs are 64-bit polynomial hashes of their bytes
-(Karp & Rabin 1987), so that 20 MB of text take seconds (docs/training.md has the measurement).
+Everything is counted on token shards, as arrays of hashes (`prints`), so that 20 MB of text take seconds
+(docs/data.md has the measurement).
 
-Axes: byte, word, gram (13 words), document.
+Axes: byte, gram (13 words), document.
 """
 
 from __future__ import annotations
@@ -17,48 +17,31 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardscope.data.files import DataError, log
-from shardscope.data.shards import WORDS_IN_COMMON, Overlap, SourceShards, TokenShard
+from shardscope.data.folding import Places
+from shardscope.data.prints import Documents, Hashes, prints_of
+from shardscope.data.shards import Overlap, SourceShards, TokenShard
 from shardscope.files import read_json, whole_folder, write_json
 from shardscope.manifest import compared, read_manifest, write_manifest
 from shardscope.progress import progress_bar
 from shardscope.tokenizer import Tokenizer
 
 COMMON = 4  # held-out texts that have the same words: they are a formula, not a leak
-_FORMAT = 2  # raise when the same documents are counted in another way
-_TOKENS_AT_ONCE = 250_000
-_BASE, _STEP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)  # odd, so they have inverses mod 2⁶⁴
+_FORMAT = 3  # raise when the same documents are counted in another way
+_TOKENS_AT_ONCE, _CHARACTERS_AT_ONCE = 250_000, 1_000_000
+_TOKENS_AGAIN, _CHARACTERS_AGAIN = 1000, 1000  # with which a part of a document begins: more than 12 words have
 _FILTER_BITS = 24
-
-Bytes = NDArray[np.uint8]
-Hashes = NDArray[np.uint64]
-Places = NDArray[np.int64]
-
-
-class _Documents(NamedTuple):
-    """Texts end to end, and where each begins; a separator stands between them."""
-
-    data: Bytes
-    starts: Places
-
-
-class _Prints(NamedTuple):
-    """What two overlapping documents have in common: hashes of their grams, and of their whole texts."""
-
-    grams: Hashes
-    gram_documents: Places  # which document a gram is of
-    texts: Hashes
 
 
 def count_overlap(
@@ -68,15 +51,17 @@ def count_overlap(
     tokenizer: Tokenizer,
     cache: Path,
     *,
+    trained: Collection[str],
     drop: bool,
     progress: bool = True,
 ) -> dict[str, SourceShards]:
-    """The sources with what was found in each, and without those documents if `drop`.
+    """The sources with what was found in those that are `trained` on, and without those documents if `drop`.
 
     Held-out text is that of every source; `scored` are further texts by name, of which `scored_state` names the
     content. The count is kept in `cache`, so that it is made once. Raises DataError if nothing of a source is left.
     """
-    key = _key(shards, scored_state, drop)
+    counted = {name: both.train for name, both in shards.items() if name in trained}
+    key = _key(shards, list(counted), scored_state, drop)
     folder = cache / f"overlap-{key}"
     if not folder.is_dir():
         pieces = _Pieces(tokenizer)
@@ -87,8 +72,8 @@ def count_overlap(
             index.add(name, _of_texts(texts))
         with whole_folder(folder, replace=False) as making:
             found = {}
-            for number, (name, both) in enumerate(shards.items()):
-                overlap, documents = _count(name, both.train, index, pieces, drop, progress)
+            for name, train in counted.items():
+                overlap, documents = _count(name, train, index, pieces, drop, progress)
                 found[name] = asdict(overlap)
                 if drop and len(documents):
                     if overlap.documents == overlap.of_documents:
@@ -96,19 +81,20 @@ def count_overlap(
                             f"data.sources.{name}: every training document repeats held-out or scored text, and "
                             "data.overlap = 'drop' leaves none; give it other text"
                         )
-                    both.train.without(documents, making, str(number))
+                    train.without(documents, making, str(list(counted).index(name)))
             write_json(making / "overlap.json", found)
             write_manifest(making, sorted(path.name for path in making.iterdir()))
-    return _opened(folder, shards)
+    return _opened(folder, shards, list(counted))
 
 
-def _opened(folder: Path, shards: Mapping[str, SourceShards]) -> dict[str, SourceShards]:
+def _opened(folder: Path, shards: Mapping[str, SourceShards], counted: list[str]) -> dict[str, SourceShards]:
     try:
         with compared(folder, sorted(read_manifest(folder) or ())):
             found = {name: Overlap(**values) for name, values in read_json(folder / "overlap.json", DataError).items()}
             kept = {
-                name: TokenShard(folder, str(number)) if found[name].dropped and found[name].documents else both.train
-                for number, (name, both) in enumerate(shards.items())
+                name: TokenShard(folder, str(number))
+                for number, name in enumerate(counted)
+                if found[name].dropped and found[name].documents
             }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: damaged ({error}); delete the folder to make it again") from error
@@ -116,13 +102,16 @@ def _opened(folder: Path, shards: Mapping[str, SourceShards]) -> dict[str, Sourc
         if overlap.documents:
             done = "they are left out" if overlap.dropped else "data.overlap = 'drop' leaves them out"
             log.warning("data.sources.%s: %s; %s", name, overlap, done)
-    return {name: both._replace(train=kept[name], overlap=found[name]) for name, both in shards.items()}
+    return {
+        name: both._replace(train=kept.get(name, both.train), overlap=found.get(name)) for name, both in shards.items()
+    }
 
 
-def _key(shards: Mapping[str, SourceShards], scored_state: Any, drop: bool) -> str:
+def _key(shards: Mapping[str, SourceShards], counted: list[str], scored_state: Any, drop: bool) -> str:
     content = {
         "format": _FORMAT,
         "sources": [(name, both.train.path.parent.name) for name, both in shards.items()],
+        "counted": counted,
         "scored": scored_state,
         "drop": drop,
     }
@@ -137,35 +126,33 @@ class _Index:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self._grams: list[list[Hashes]] = []
+        self._grams: list[Hashes] = []  # for each name
         self._texts: list[Hashes] = []
+        self._different: list[Hashes] = []  # the grams of each text, however many names have it
 
-    def add(self, name: str, chunks: Iterable[_Documents]) -> None:
-        """Take up the documents of one held-out text, each different one once."""
-        grams, texts = [], [np.empty(0, np.uint64)]
+    def add(self, name: str, chunks: Iterable[Documents]) -> None:
+        """Take up the documents of one held-out text."""
+        grams, texts = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
         for chunk in chunks:
-            prints = _prints(chunk)
+            prints = prints_of(chunk)
             # A copy of a text may not make its words look like a formula.
             _, first = np.unique(prints.texts, return_index=True)
-            new = first[~np.isin(prints.texts[first], np.concatenate([*self._texts, *texts, np.zeros(1, np.uint64)]))]
-            texts.append(prints.texts[new])
+            new = first[~np.isin(prints.texts[first], np.concatenate([*self._texts, *texts]))]
             wanted = np.isin(prints.gram_documents, new)
             pairs = np.stack([prints.grams[wanted], prints.gram_documents[wanted].astype(np.uint64)], axis=1)
-            grams.append(np.unique(pairs, axis=0)[:, 0])
+            self._different.append(np.unique(pairs, axis=0)[:, 0])
+            grams.append(np.unique(prints.grams))
+            texts.append(prints.texts[prints.texts != 0])
         self.names.append(name)
-        self._grams.append(grams)
+        self._grams.append(np.unique(np.concatenate(grams)))
         self._texts.append(np.unique(np.concatenate(texts)))
 
     @cached_property
     def grams(self) -> list[Hashes]:
         """For each name its grams, sorted; without those that many texts have."""
-        found, counts = np.unique(
-            np.concatenate([np.empty(0, np.uint64), *(some for own in self._grams for some in own)]),
-            return_counts=True,
-        )
+        found, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *self._different]), return_counts=True)
         rare = found[counts < COMMON]
-        own = [np.unique(np.concatenate([np.empty(0, np.uint64), *grams])) for grams in self._grams]
-        return [grams[_among(grams, rare)] for grams in own]
+        return [grams[_among(grams, rare)] for grams in self._grams]
 
     @property
     def texts(self) -> list[Hashes]:
@@ -190,9 +177,9 @@ def _count(
     grams, texts, may_be = index.grams, index.texts, index.filter  # made before threads ask for them
     whole_texts = np.unique(np.concatenate([np.empty(0, np.uint64), *texts]))
 
-    def look(chunk: tuple[int, _Documents]) -> tuple[Places, list[Places]]:
+    def look(chunk: tuple[int, Documents]) -> tuple[Places, list[Places]]:
         first, documents = chunk
-        prints = _prints(documents)
+        prints = prints_of(documents)
         near = may_be[prints.grams >> np.uint64(64 - _FILTER_BITS)]
         candidates, of_document = prints.grams[near], prints.gram_documents[near]
         same = first + np.flatnonzero(_among(prints.texts, whole_texts))
@@ -243,63 +230,6 @@ def _among(values: NDArray[Any], ordered: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(ordered[places] == values)
 
 
-# ------------------------------------------------------------------------------------------------------- hashes
-
-# Lower-case letters, digits and bytes of other scripts are parts of words; 0 is none.
-_FOLDED = np.array(
-    [ord(chr(b).lower()) if b < 128 and chr(b).isalnum() else b if b >= 128 else 0 for b in range(256)], np.uint64
-)
-
-
-def _prints(documents: _Documents) -> _Prints:
-    data, starts = documents
-    powers, inverses = _powers(len(data))
-    folded = _FOLDED[data]
-    edges = np.flatnonzero(np.diff(folded != 0, prepend=False, append=False))
-    begins, ends = edges[::2], edges[1::2]
-    words = _mixed(_spans(folded * powers[: len(data)], begins, ends) * inverses[begins])
-    of_document = np.searchsorted(starts, begins, side="right") - 1
-    count = max(0, len(words) - WORDS_IN_COMMON + 1)
-    grams = np.zeros(count, np.uint64)
-    for n in range(WORDS_IN_COMMON):
-        grams = grams * _STEP + words[n : n + count]
-    within = of_document[:count] == of_document[WORDS_IN_COMMON - 1 :][:count]
-    raw = (data.astype(np.uint64) + np.uint64(1)) * powers[: len(data)]
-    stops = np.append(starts[1:], len(data) + 1) - 1  # without the separator
-    texts = _mixed(_spans(raw, starts, stops) * inverses[starts] + (stops - starts).astype(np.uint64))
-    texts[stops == starts] = 0  # no text has no hash
-    return _Prints(_mixed(grams[within]), of_document[:count][within], texts)
-
-
-def _spans(terms: Hashes, begins: Places, ends: Places) -> Hashes:
-    """The sum of the terms of every span, mod 2⁶⁴."""
-    total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms)])
-    return total[ends] - total[begins]
-
-
-def _powers(at_least: int) -> tuple[Hashes, Hashes]:
-    """_BASE to the powers 0, 1, 2 … and their inverses, mod 2⁶⁴."""
-    return _powers_to(next(count for count in (1 << 16, 1 << 21, 1 << 27) if count > at_least))
-
-
-@lru_cache(maxsize=2)
-def _powers_to(count: int) -> tuple[Hashes, Hashes]:
-    inverse = np.uint64(pow(int(_BASE), -1, 2**64))
-    both = []
-    for base in (_BASE, inverse):
-        factors = np.full(count, base, np.uint64)
-        factors[0] = 1
-        both.append(np.cumprod(factors))
-    return both[0], both[1]
-
-
-def _mixed(hashes: Hashes) -> Hashes:
-    """All bits of a hash spread over all of it (splitmix64, Steele et al. 2014)."""
-    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))
-
-
 # --------------------------------------------------------------------------------------------- texts as bytes
 
 
@@ -312,13 +242,13 @@ class _Pieces:
         self._offsets = np.cumsum(self._lengths) - self._lengths
         self._bytes = np.frombuffer(b"".join(table), np.uint8)
 
-    def documents(self, shard: TokenShard) -> Iterator[_Documents]:
+    def documents(self, shard: TokenShard) -> Iterator[Documents]:
         return (documents for _, documents in self.numbered(shard))
 
-    def numbered(self, shard: TokenShard) -> Iterator[tuple[int, _Documents]]:
-        """(number of the first document, documents): about a million tokens at a time, a longer document in parts.
+    def numbered(self, shard: TokenShard) -> Iterator[tuple[int, Documents]]:
+        """(number of the first document, documents): so many tokens at a time, a longer document in parts.
 
-        A part begins a chunk of its own under the number of its document.
+        A part is a chunk of its own under the number of its document, and begins with the last words of the one before.
         """
         stops = np.append(shard.starts[1:], len(shard))
         first = 0
@@ -328,35 +258,41 @@ class _Pieces:
             stop = int(stops[after - 1])
             for part in range(start, stop, _TOKENS_AT_ONCE):
                 end = min(part + _TOKENS_AT_ONCE, stop) if after == first + 1 else stop
-                own = shard.starts[first:after] if part == start else np.array([part - 1])
-                yield first, self._text(shard.tokens[part:end], own - part)
+                if part == start:
+                    yield first, self._text(shard.tokens[start:end], shard.starts[first:after] - start)
+                else:
+                    yield first, self._text(shard.tokens[max(start + 1, part - _TOKENS_AGAIN) : end], np.array([-1]))
                 if end == stop:
                     break
             first = after
 
-    def _text(self, tokens: NDArray[np.uint16], starts: Places) -> _Documents:
+    def _text(self, tokens: NDArray[np.uint16], starts: Places) -> Documents:
         """The bytes of tokens; `starts` are the places of the documents' `<|endoftext|>`."""
         lengths = self._lengths[tokens]
         ends = np.cumsum(lengths)
         places = np.repeat(self._offsets[tokens] - (ends - lengths), lengths) + np.arange(int(ends[-1]))
-        return _Documents(self._bytes[places], np.where(starts >= 0, ends[np.maximum(starts, 0)], 0))
+        return Documents(self._bytes[places], np.where(starts >= 0, ends[np.maximum(starts, 0)], 0))
 
 
-def _of_texts(texts: Iterable[str]) -> Iterator[_Documents]:
-    """Texts as documents, some megabytes at a time."""
-    rest = iter(texts)
-    while some := _some(rest):
-        lengths = np.array([len(text) + 1 for text in some])
-        starts = np.cumsum(lengths) - lengths
-        yield _Documents(np.frombuffer(b"\n".join(some), np.uint8), starts)
-
-
-def _some(texts: Iterator[str]) -> list[bytes]:
-    found: list[bytes] = []
+def _of_texts(texts: Iterable[str]) -> Iterator[Documents]:
+    """Texts as documents, a megabyte or two at a time; a longer text in parts, as documents are."""
+    some: list[bytes] = []
     size = 0
-    for text in texts:
-        found.append(text.encode("utf-8"))
-        size += len(found[-1])
-        if size > 4 * _TOKENS_AT_ONCE:
-            break
-    return found
+    for part in (part for text in texts for part in _parts(text)):
+        some.append(part)
+        size += len(part)
+        if size > _CHARACTERS_AT_ONCE:
+            yield _joined(some)
+            some, size = [], 0
+    if some:
+        yield _joined(some)
+
+
+def _parts(text: str) -> Iterator[bytes]:
+    for start in range(0, max(1, len(text)), _CHARACTERS_AT_ONCE):
+        yield text[max(0, start - _CHARACTERS_AGAIN) : start + _CHARACTERS_AT_ONCE].encode("utf-8")
+
+
+def _joined(texts: list[bytes]) -> Documents:
+    lengths = np.array([len(text) + 1 for text in texts])
+    return Documents(np.frombuffer(b"\n".join(texts), np.uint8), np.cumsum(lengths) - lengths)

@@ -91,6 +91,7 @@ def shards_of(data: DataConfig, tokenizer: Tokenizer, progress: bool = True) -> 
         [(source.name, source.text, source.split, state_of(source.path)) for source in scored],
         tokenizer,
         cache_of(data),
+        trained={source.name for source in data.sources if source.weight > 0},
         drop=data.overlap == "drop",
         progress=progress,
     )

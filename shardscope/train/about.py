@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from shardscope.checkpoint import STATE, CheckpointError, list_checkpoints, read_newest, resolve_checkpoint
+from shardscope.data import Overlap
 from shardscope.files import read_json
 from shardscope.train.health import troubles_of
 from shardscope.train.lineage import family_tree
 from shardscope.train.metrics import read_metrics
 from shardscope.train.run import times_back
+from shardscope.visible import on_one_line, visible
 
 
 def describe_run(path: Path) -> str:
@@ -20,6 +23,7 @@ def describe_run(path: Path) -> str:
     if not list_checkpoints(run):
         return ""
     facts = read_newest(lambda: resolve_checkpoint(path), _recorded)
+    facts += [("overlap", text) for text in _overlaps(read_metrics(run, "event"))]
     facts += [
         ("trouble", f"{trouble}{'' if over is None else f'; over at step {over:,}'}")
         for trouble, over in troubles_of(read_metrics(run, "event"))
@@ -27,8 +31,8 @@ def describe_run(path: Path) -> str:
     facts += [
         ("went back", f"{back['trouble']}; the rate is times {back['rate_scale']:g} since") for back in times_back(run)
     ]
-    text = "\n".join(f"{name:14} {value}" for name, value in facts)
-    family = family_tree(run)
+    text = "\n".join(f"{name:14} {on_one_line(str(value))}" for name, value in facts)
+    family = visible(family_tree(run))
     return "\n".join(part for part in (text, family and f"family\n{_indented(family)}") if part)
 
 
@@ -47,6 +51,19 @@ def _recorded(checkpoint: Path) -> list[tuple[str, Any]]:
             found.append((key, f"sha256 {digest[:12]}"))
     if isinstance(code := state.get("code"), str):
         found.append(("code", code))
+    return found
+
+
+def _overlaps(events: list[dict[str, Any]]) -> list[str]:
+    """What of the training text repeats held-out or scored text, by source, as the run's last start found it."""
+    starts = [
+        line["overlap"] for line in events if line.get("event") == "start" and isinstance(line.get("overlap"), dict)
+    ]
+    found = []
+    for name, values in starts[-1].items() if starts else ():
+        with suppress(TypeError, ValueError, AttributeError):  # a log that says something else
+            if (overlap := Overlap(**values)).documents:
+                found.append(f"{name}: {overlap}; {'left out' if overlap.dropped else 'trained on'}")
     return found
 
 

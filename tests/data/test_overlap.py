@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from shardscope.config import Benchmark, ConfigError, DataConfig, Source
 from shardscope.data import DataError, TokenShard, overlap, prepare
-from shardscope.data.overlap import WORDS_IN_COMMON
+from shardscope.data.prints import prints_of
+from shardscope.data.shards import WORDS_IN_COMMON
 from shardscope.tokenizer import Tokenizer
 
 Write = Callable[..., Path]
@@ -103,6 +105,60 @@ def test_thirteen_words_in_a_row_are_an_overlap_whatever_stands_between_them_and
     assert {twelve, *across} <= set(kept)
 
 
+SPOKEN = "“Don’t ask,” said Zoë—the coöperative’s re-elected chair—“why ﬁve naïve façades fell…”"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        SPOKEN.upper(),
+        unicodedata.normalize("NFD", SPOKEN),
+        unicodedata.normalize("NFKC", SPOKEN),
+        SPOKEN.translate(str.maketrans("“”’—", '""\'-')),
+        SPOKEN.replace(" ", "\u00a0"),
+        SPOKEN.replace(" ", "\r\n\u3000"),
+        SPOKEN.replace("e", "e\u00ad"),
+        SPOKEN.replace("o", "\u200bo\u2060"),
+        "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in SPOKEN),  # full width
+    ],
+    ids=["upper", "decomposed", "composed", "ascii", "no-break", "wide", "soft-hyphens", "zero-width", "full-width"],
+)
+def test_words_are_the_same_however_unicode_spells_them(
+    written: str, write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer
+) -> None:
+    data = data_of(
+        Source(
+            name="a",
+            path=str(write_jsonl("a.jsonl", [*essays(20, 21), f"He wrote: {written} Nobody knew.", written])),
+            holdout=str(write_jsonl("h.jsonl", [*essays(3, 22), SPOKEN])),
+        )
+    )
+    counted = shards(data, small_tokenizer).shards["a"].overlap
+    assert counted is not None
+    assert (counted.documents, counted.exact) == (2, 1)
+
+
+def test_a_short_text_counts_in_any_case_and_space_and_not_with_another_sign(
+    write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer
+) -> None:
+    same = ["What is  12 − 7?\n", "WHAT IS 12 - 7?", "\ufeffwhat is\t12 – 7?"]
+    others = ["What is 12 + 7?", "What is 1 2 - 7?", "What is 12 - 7", "12 - 7", "What is 12 - 7? 5"]
+    data = data_of(
+        Source(
+            name="a",
+            path=str(write_jsonl("a.jsonl", [*essays(20, 23), *same, *others])),
+            holdout=str(write_jsonl("h.jsonl", [*essays(3, 24), "What is 12 - 7?", " \n", ""])),
+        ),
+        overlap="drop",
+    )
+    found = shards(data, small_tokenizer).shards["a"]
+    assert found.overlap is not None
+    assert (found.overlap.documents, found.overlap.exact) == (3, 3)
+    kept = texts(found.train, small_tokenizer)
+    assert set(others) <= set(kept)
+    assert not set(same) & set(kept)
+
+
 def test_what_many_held_out_texts_have_in_common_is_no_overlap(
     write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer
 ) -> None:
@@ -154,6 +210,25 @@ def test_a_source_of_nothing_but_held_out_text_cannot_be_cleaned(
         shards(data_of(source, overlap="drop"), small_tokenizer)
 
 
+def test_what_is_only_evaluated_is_held_out_text_and_has_no_training_documents(
+    write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer
+) -> None:
+    """A source of weight 0: training draws nothing from it, so nothing of it is counted or left out."""
+    held, leaked = essays(6, 28), essays(2, 29)
+    copies = str(write_jsonl("copies.jsonl", held + leaked))
+    data = data_of(
+        Source(name="a", path=str(write_jsonl("a.jsonl", [*essays(30, 30), *leaked])), holdout=copies),
+        Source(name="only scored", path=str(write_jsonl("b.jsonl", held)), holdout=copies, weight=0),
+        overlap="drop",
+    )
+    found = shards(data, small_tokenizer)
+    assert found.overlap["a"]["with_texts"] == {"a (held out)": 2, "only scored (held out)": 2}
+    assert found.shards["only scored"].overlap is None
+    again = replace(data, sources=(data.sources[0], replace(data.sources[1], weight=1.0)))
+    with pytest.raises(DataError, match=r"data\.sources\.only scored: every training document repeats"):
+        shards(again, small_tokenizer)
+
+
 def test_it_is_counted_once_and_again_when_something_changed(
     write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,29 +259,34 @@ def test_what_is_kept_of_a_cleaned_source_is_compared_when_it_is_opened(
         shards(data, small_tokenizer)
 
 
+def plain(text: str) -> str:
+    """The same by Python's own strings: what `pieces` holds, spelt in one way."""
+    for one, other in (("\u00ad", ""), ("\u200b", ""), ("´", "'"), ("’", "'"), ("—", "-")):
+        text = text.replace(one, other)
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
 def slow_grams(text: str) -> set[tuple[str, ...]]:
-    """The same by Python's own words."""
-    words = "".join(c.lower() if c.isascii() and c.isalnum() else " " if c.isascii() else c for c in text).split(" ")
-    words = [word for word in words if word]
+    words = "".join(c if c.isalnum() or unicodedata.combining(c) else " " for c in plain(text)).split()
     return {tuple(words[n : n + WORDS_IN_COMMON]) for n in range(len(words) - WORDS_IN_COMMON + 1)}
 
 
-pieces = st.lists(st.sampled_from(["a", "b", "é", "漢", " ", "  ", "\n", ", ", "7", "A", "-"]), max_size=80).map(
-    "".join
-)
+SPELLINGS = ["a", "b", "é", "É", "e\u0301", "漢", "，", "\ufb01", "ß", "İ", "’", "'", "´", "—", "-", "7", "A", "🙂"]
+SPACES = [" ", "  ", "\n", ", ", "\u00a0", "\u3000", "\u00ad", "\u200b"]
+pieces = st.lists(st.sampled_from(SPELLINGS + SPACES), max_size=80).map("".join)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(pieces, min_size=1, max_size=6), st.lists(pieces, min_size=1, max_size=6))
 def test_hashes_agree_with_words(some: list[str], others: list[str]) -> None:
-    prints = [overlap._prints(next(overlap._of_texts(texts))) for texts in (some, others)]
+    prints = [prints_of(next(overlap._of_texts(texts))) for texts in (some, others)]
     for n, text in enumerate(some):
         mine = set(prints[0].grams[prints[0].gram_documents == n].tolist())
         for m, other in enumerate(others):
             theirs = set(prints[1].grams[prints[1].gram_documents == m].tolist())
             assert len(mine & theirs) == len(slow_grams(text) & slow_grams(other))
-            if text:
-                assert (prints[0].texts[n] == prints[1].texts[m]) == (text == other)
+            assert bool(prints[0].texts[n]) == bool(plain(text))
+            assert (prints[0].texts[n] == prints[1].texts[m]) == (plain(text) == plain(other))
 
 
 def test_a_document_longer_than_a_chunk_is_looked_at_in_parts(
@@ -228,3 +308,26 @@ def test_a_document_longer_than_a_chunk_is_looked_at_in_parts(
     assert found.overlap.documents == 1
     assert long not in texts(found.train, small_tokenizer)
     assert len(found.train.starts) == 40
+
+
+@pytest.mark.parametrize("side", ["training", "held out", "scored"])
+def test_thirteen_words_at_any_place_of_a_long_text_are_found(
+    side: str, write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one part ends and the next begins."""
+    monkeypatch.setattr(overlap, "_TOKENS_AT_ONCE", 500)
+    monkeypatch.setattr(overlap, "_CHARACTERS_AT_ONCE", 1500)
+    monkeypatch.setattr(overlap, "_TOKENS_AGAIN", 250)
+    quotes = [" ".join(text.split()[5:18]) for text in essays(12, 25)]
+    filler = essays(40, 26)
+    long = " ".join([f"{' '.join(filler[n].split()[: 20 + 3 * n])} {quote}." for n, quote in enumerate(quotes)])
+    alone = [f"It says: {quote} (end)" for quote in quotes]
+    training, other = ([*filler[20:], long], alone) if side == "training" else ([*filler[20:], *alone], [long])
+    held = other if side != "scored" else essays(2, 27)
+    data = data_of(
+        Source(name="a", path=str(write_jsonl("a.jsonl", training)), holdout=str(write_jsonl("h.jsonl", held))),
+        benchmarks=(Benchmark(name="b", path=str(write_jsonl("b.jsonl", other))),) if side == "scored" else (),
+    )
+    counted = shards(data, small_tokenizer).shards["a"].overlap
+    assert counted is not None
+    assert counted.documents == (1 if side == "training" else len(alone))

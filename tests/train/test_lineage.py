@@ -16,6 +16,7 @@ from shardscope.config import load_recipe
 from shardscope.files import read_json
 from shardscope.tokenizer import Tokenizer
 from shardscope.train import Outcome, train
+from shardscope.train.about import describe_run
 from shardscope.train.lineage import code_version, family_tree, weights_digest
 
 
@@ -143,3 +144,21 @@ def test_a_family_with_a_damaged_member_shows_the_others(family: Path) -> None:
     (family / "notes.txt").write_text("a file among the runs")
     assert family_tree(family / "late").splitlines()[0] == "pretrain: step 20 of 20, finished"
     assert "late, from step 20" in family_tree(family / "late")
+
+
+@pytest.mark.parametrize(("choice", "said"), [("drop", "left out"), ("count", "trained on")])
+def test_info_says_what_of_the_training_text_was_held_out_too(
+    recipe_file: Path, tmp_path: Path, choice: str, said: str
+) -> None:
+    repeated = (tmp_path / "two.jsonl").read_text().splitlines()[:3]
+    (tmp_path / "held.jsonl").write_text("\n".join(repeated).upper().replace('"TEXT"', '"text"'))
+    benchmark = f'[{{name = "held", path = "{tmp_path / "held.jsonl"}", text = "text"}}]'
+    run(recipe_file, data__overlap=choice, data__benchmarks=benchmark, schedule__steps="2")
+    shown = describe_run(tmp_path / "run")
+    assert re.search(
+        rf"^overlap +two: 3 of \d+ training .* \(3 all of it, .*; of .*held 3\); {said}$", shown, re.MULTILINE
+    )
+    # What a stranger wrote there is no reason to say nothing else.
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_text(re.sub(r'"overlap": ?\{.*?\}\}', '"overlap":{"two":{"documents":"\\\\u001b"}}', log.read_text()))
+    assert "overlap" not in describe_run(tmp_path / "run")

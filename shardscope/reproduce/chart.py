@@ -16,18 +16,30 @@ INK, GRID, PAPER = "#1a1a1a", "#dddddd", "#ffffff"
 
 @dataclass(frozen=True)
 class Curve:
+    """`parts` are drawn one by one, without a line between the end of one and the beginning of the next."""
+
     name: str
-    points: Sequence[tuple[float, float]]
+    parts: Sequence[Sequence[tuple[float, float]]]
 
 
 def chart(
-    title: str, x_label: str, y_label: str, curves: Sequence[Curve], marks: Sequence[tuple[float, str]] = ()
+    title: str,
+    x_label: str,
+    y_label: str,
+    curves: Sequence[Curve],
+    marks: Sequence[tuple[float, str]] = (),
+    highest: float = math.inf,
 ) -> str:
     """The curves on common axes, with a key at the right; `marks` are places on the x axis and what happened there.
+    Points above `highest` are left out.
 
     Raises ValueError where there is no point to draw.
     """
-    points = [point for curve in curves for point in curve.points]
+    curves = [
+        Curve(curve.name, [[point for point in part if point[1] <= highest] for part in curve.parts])
+        for curve in curves
+    ]
+    points = [point for curve in curves for part in curve.parts for point in part]
     if not points:
         raise ValueError(f"{title}: there is no point to draw")
     x_ticks, y_ticks = ticks([x for x, _ in points]), ticks([y for _, y in points])
@@ -55,8 +67,9 @@ def chart(
         body.append(_text(x_of(place) + 4, TOP + 12, words, 11))
     for number, curve in enumerate(curves):
         colour = OKABE_ITO[number % len(OKABE_ITO)]
-        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in curve.points)
-        body.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+        for part in filter(None, curve.parts):
+            path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in part)
+            body.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         body.append(_line(RIGHT + 14, TOP + 10 + 20 * number, RIGHT + 34, TOP + 10 + 20 * number, colour, width=3))
         body.append(_text(RIGHT + 40, TOP + 14 + 20 * number, curve.name, 12))
     return (

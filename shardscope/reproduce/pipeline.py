@@ -297,7 +297,7 @@ def metrics_of(pair: Pair, records: Mapping[str, Record], settings: Settings, de
         "text": records["text"].result,
         "questions": results("questions"),
         "pause": records["pause"].result,
-        "runs": {run.phase: {**records[run.phase].result, **_log_of(run)} for run in pair.runs()},
+        "runs": {run.phase: {**records[run.phase].result, **log_of(run)} for run in pair.runs()},
         "heads": results("heads"),
         **{kind: results(kind) for kind in ("loss", "suite", "samples", "reach", "tasks")},
         "stages": [
@@ -306,7 +306,7 @@ def metrics_of(pair: Pair, records: Mapping[str, Record], settings: Settings, de
     }  # fmt: skip
 
 
-def _log_of(run: Run) -> dict[str, Any]:
+def log_of(run: Run) -> dict[str, Any]:
     """The curves of a run: training loss in at most POINTS means, and every held-out evaluation."""
     lines = read_metrics(run.folder)
     steps = [(line["step"], line["cross_entropy"], line["lr"]) for line in lines if line["kind"] == "train"]

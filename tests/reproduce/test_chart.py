@@ -27,14 +27,29 @@ def test_ticks_are_round_numbers() -> None:
 
 
 def test_points_lie_where_the_axes_say() -> None:
-    drawn = chart("Loss", "tokens", "nats", [Curve("a", [(0, 0), (5, 2), (10, 4)])])
+    drawn = chart("Loss", "tokens", "nats", [Curve("a", [[(0, 0), (5, 2), (10, 4)]])])
     (path,) = re.findall(r'<polyline points="([^"]+)"', drawn)
     middle = f"{(LEFT + RIGHT) / 2:.1f},{(TOP + BOTTOM) / 2:.1f}"
     assert path == f"{LEFT:.1f},{BOTTOM:.1f} {middle} {RIGHT:.1f},{TOP:.1f}"
 
 
+def test_parts_of_a_curve_are_not_joined_and_have_one_line_in_the_key() -> None:
+    drawn = chart("Loss", "tokens", "nats", [Curve("a", [[(0, 0), (5, 2)], [], [(5, 3), (10, 4)]])])
+    ends = [path.split() for path in re.findall(r'<polyline points="([^"]+)"', drawn)]
+    assert [len(path) for path in ends] == [2, 2]
+    assert ends[0][-1].split(",")[0] == ends[1][0].split(",")[0]
+    assert ends[0][-1] != ends[1][0]
+    assert drawn.count(">a</text>") == 1
+
+
+def test_points_above_the_highest_are_left_out_and_the_axis_ends_where_the_others_do() -> None:
+    drawn = chart("Loss", "tokens", "nats", [Curve("a", [[(0, 9), (5, 2), (10, 1)]])], highest=2.5)
+    (path,) = re.findall(r'<polyline points="([^"]+)"', drawn)
+    assert path.split() == [f"{LEFT:.1f},{TOP:.1f}", f"{RIGHT:.1f},{BOTTOM:.1f}"]
+
+
 def test_a_chart_is_well_formed_whatever_its_names_hold() -> None:
-    drawn = chart("a < b & c", "x", "y", [Curve('"<script>"', [(1, 1)]), Curve("b", [(2, 3)])], [(1.5, "<here>")])
+    drawn = chart("a < b & c", "x", "y", [Curve('"<script>"', [[(1, 1)]]), Curve("b", [[(2, 3)]])], [(1.5, "<here>")])
     root = ElementTree.fromstring(drawn)
     assert root.attrib["aria-label"] == "a < b & c"
     words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import runpy
+import shutil
+import statistics
+from collections import Counter
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
 from shardscope.config import load_recipe
+from shardscope.config.training import OptimizerConfig, ScheduleConfig
+from shardscope.failures.intervals import wilson
+from shardscope.reproduce.pair import Run
+from shardscope.reproduce.pipeline import log_of
 from shardscope.resources import resource
+from shardscope.train.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 PAGE, METRICS = ROOT / "docs" / "reference-run.md", ROOT / "docs" / "reference" / "shard-54m-run.json"
@@ -31,20 +44,73 @@ def test_the_page_says_first_that_it_is_of_the_published_size() -> None:
     assert page.startswith("# The reference run\n\nA model of 54,538,752 parameters, the published size, was ")
 
 
-def test_the_logs_beside_the_metrics_are_of_the_same_run() -> None:
-    metrics = json.loads(METRICS.read_text(encoding="utf-8"))
-    for phase, run in metrics["runs"].items():
-        logged = METRICS.with_name(f"shard-54m-{phase}.metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        lines = [json.loads(line) for line in logged]
-        assert [line["resumed_at"] for line in lines if line.get("event") == "start"] == run["starts"]
-        last = [line for line in lines if line["kind"] == "eval"][-1]
-        for source, bits in run["held_out"][-1]["bits_per_byte"].items():
-            assert round(last[source]["bits_per_byte"], 6) == bits
+@pytest.mark.parametrize("phase", ["pretrain", "anneal"])
+def test_curves_and_figures_of_a_run_are_those_of_its_log(phase: str, tmp_path: Path) -> None:
+    found = json.loads(METRICS.read_text(encoding="utf-8"))
+    run = found["runs"][phase]
+    shutil.copy(METRICS.with_name(f"shard-54m-{phase}.metrics.jsonl"), tmp_path / "metrics.jsonl")
+    recipe = resource("recipes") / f"reference-{phase}-local.toml"
+    logged = log_of(Run(phase, recipe, {}, load_recipe(recipe, {"run_dir": str(tmp_path)})))  # type: ignore[arg-type]
+    assert logged == {key: run[key] for key in logged}
+    lines = read_metrics(tmp_path)
+    events = [line for line in lines if line["kind"] == "event"]
+    starts = [line for line in events if line["event"] == "start"]
+    assert run["starts"] == [line["resumed_at"] for line in starts]
+    assert run["pauses"] == [
+        {"step": line["step"], "reason": line["reason"]} for line in events if line["event"] == "paused early"
+    ]
+    assert run["sources"] == starts[-1]["sources"]
+    assert run["troubles"] == [line for line in events if line["event"] == "trouble"] == []
+    rates = [line["tokens_per_second"] for line in lines if line["kind"] == "train"]
+    assert run["tokens_per_second"] == round(statistics.median(rates), 1)
+    assert run["skipped_steps"] == [line["skipped"] for line in lines if line["kind"] == "train"][-1]
+    for name, source in found["text"][phase].items():
+        assert source["overlap"] == starts[-1]["overlap"][name]
+        assert source["tokens"] == starts[-1]["sources"][name]["tokens"]
+        assert source["malformed"] == starts[-1]["malformed"][name]
+    assert found["text"]["tokenizer"] == run["tokenizer"] == starts[-1]["tokenizer"]
+    assert found["model"]["n_params"] == run["n_params"] == starts[-1]["n_params"]
+    # From one event to the next, without the time between a pause and the start after it.
+    clock = sum(after["time"] - before["time"] for before, after in pairwise(events) if after["event"] != "start")
+    assert 0.7 * clock < run["seconds"] < clock
+
+
+def test_what_was_measured_agrees_with_itself_and_with_the_logs() -> None:
+    found = json.loads(METRICS.read_text(encoding="utf-8"))
+    for when, suite in found["suite"].items():
+        assert {name: count for name, count in suite["failures"].items() if count} == Counter(
+            suite["by_prompt"].values()
+        )
+        assert suite["prompts"] == len(suite["by_prompt"]), when
+    for name, result in found["tasks"].items():
+        for row in result["rows"]:
+            assert row["questions"] == found["questions"][name.partition("/")[0]]["questions"]
+            if row["metric"] in ("acc", "acc_bytes", "exact_match", "math_verify"):  # shares of right answers
+                share, of = row["value"], row["questions"]
+                assert share * of == pytest.approx(round(share * of), abs=1e-6)
+                assert row["stderr"] == pytest.approx((share * (1 - share) / (of - 1)) ** 0.5, rel=1e-6)
+    for name, parts in found["loss"]["after"].items():  # what the trainer's own last evaluation says
+        nats, size = (sum(part[key] for part in parts) for key in ("nats", "bytes"))
+        logged = found["runs"]["anneal"]["held_out"][-1]["bits_per_byte"][name]
+        assert nats / math.log(2) / size == pytest.approx(logged, rel=1e-3)
+    for reach in found["reach"].values():
+        for recall in (*reach["whole"], *reach["cut"]):
+            right = round(recall["chosen"] * recall["samples"])
+            assert recall["chosen_interval"] == pytest.approx(list(wilson(right, recall["samples"])))
+    assert len(found["heads"]) == 20
+    for scored in found["heads"].values():
+        assert len(scored["heads"]) == found["model"]["n_layers"] * found["model"]["n_heads"]
+
+
+def test_the_recipes_that_ran_are_the_packaged_ones() -> None:
+    """Fields that recipes have got since do by default what was done then."""
+    defaults = {"optimizer": OptimizerConfig(), "schedule": ScheduleConfig(steps=1)}
+    for phase in ("pretrain", "anneal"):
         ran = json.loads(METRICS.with_name(f"shard-54m-{phase}.recipe.json").read_text(encoding="utf-8"))
         packaged = json.loads(json.dumps(load_recipe(resource("recipes") / f"{ran['name']}.toml").to_dict()))
-        assert {key: ran[key] for key in ("optimizer", "schedule")} == {
-            key: packaged[key] for key in ("optimizer", "schedule")
-        }
+        for part, default in defaults.items():
+            before = json.loads(json.dumps(asdict(default))) | ran[part]
+            assert packaged[part] == before
 
 
 def test_the_metrics_are_of_the_packaged_recipes() -> None:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from small_reproduction import SAMPLE
 
 from shardscope.cli import main
+from shardscope.evals import arith
+from shardscope.failures import CARD_PROMPTS
 from shardscope.failures.intervals import wilson
 from shardscope.files import read_json, write_json
-from shardscope.reproduce.report import pictures, report
+from shardscope.reproduce.published import SAMPLES
+from shardscope.reproduce.report import report
+from shardscope.reproduce.report_measures import CHANCE, sign_test
+from shardscope.reproduce.report_training import last_loss, pictures
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -53,16 +62,45 @@ def test_the_first_words_say_how_to_do_it_again_and_whether_other_programs_ran(m
     metrics["machine"] |= {"load": 7.6, "threads": 2}
     first = report(metrics, "x").partition("## ")[0]
     recipes = "tiny-pretrain tiny-anneal"
-    assert f"Again: `shardscope reproduce --recipes {recipes} --limit 3 --prompts 8 --checkpoints 4`." in first
+    assert (
+        f"To run it again: `shardscope reproduce --recipes {recipes} --limit 3 --prompts 8 --checkpoints 4`." in first
+    )
     assert "Other programs ran beside it (load 8)" in first
     metrics["machine"]["load"] = 2.1
     assert "Other programs" not in report(metrics, "x")
 
 
+def test_the_first_lines_say_tokens_loss_answers_and_loops(metrics: dict[str, Any]) -> None:
+    in_short = [line for line in report(metrics, "x").partition("## ")[0].splitlines() if line.startswith("- ")]
+    assert len(in_short) == (4 if metrics["suite"]["after"]["prompts"] else 3)
+    parts = [part for parts in metrics["loss"]["after"].values() for part in parts]
+    bits = sum(part["nats"] for part in parts) / math.log(2) / sum(part["bytes"] for part in parts)
+    assert f"Held-out text takes {bits:.3f} bits per byte after the anneal" in in_short[1]
+    (accuracy,) = [r for r in metrics["tasks"]["shard_arc_easy/after"]["rows"] if r["metric"] == "acc_bytes"]
+    assert f"shard_arc_easy {accuracy['value']:.1%} ± {accuracy['stderr']:.1%} (chance 25%)" in in_short[2]
+
+
 def test_the_tokens_that_were_read_add_up_to_those_of_the_run(metrics: dict[str, Any]) -> None:
     table = rows(report(metrics, "x"), "Its text")
-    read = [int(row[3].replace(",", "")) for row in table if row[0].startswith("pretrain")]
-    assert sum(read) == metrics["runs"]["pretrain"]["tokens"]
+    assert [row[0] for row in table] == ["one", "two"]
+    for column, phase in ((3, "pretrain"), (4, "anneal")):
+        read = [int(row[column].split()[0].replace(",", "")) for row in table if row[column] != "–"]
+        assert sum(read) == metrics["runs"][phase]["tokens"]
+    passes = [metrics["runs"][phase]["sources"]["two"]["epochs"] for phase in ("pretrain", "anneal")]
+    assert float(table[1][5]) == pytest.approx(sum(passes), abs=0.006)
+
+
+def test_a_source_that_was_another_text_in_each_phase_has_a_row_for_each(metrics: dict[str, Any]) -> None:
+    metrics["text"]["anneal"]["two"]["fingerprint"] = "another text"
+    assert [row[0] for row in rows(report(metrics, "x"), "Its text")] == ["one", "two", "two"]
+
+
+def test_the_last_loss_is_a_mean_of_the_curves_end_and_not_one_draw(metrics: dict[str, Any]) -> None:
+    run = {"loss": [{"loss": loss} for loss in [9.0] * 18 + [2.0, 1.0]]}
+    assert last_loss(run) == 1.5
+    assert last_loss({"loss": [{"loss": 3.0}]}) == 3.0
+    (row,) = [row for row in rows(report(metrics, "x"), "The run") if row[0] == "anneal"]
+    assert row[6] == f"{last_loss(metrics['runs']['anneal']):.3f}"
 
 
 def test_bits_per_byte_are_those_of_the_trainers_last_evaluation(metrics: dict[str, Any]) -> None:
@@ -101,17 +139,60 @@ def test_each_metric_stands_there_before_and_after_with_its_standard_error(metri
     table = rows(report(metrics, "x"), "Questions")
     found = {row["metric"]: row for row in metrics["tasks"]["shard_arc_easy/after"]["rows"]}
     (accuracy,) = [row for row in table if row[:2] == ["shard_arc_easy", "acc"]]
-    assert accuracy[2] == "3"
-    assert accuracy[4] == f"{found['acc']['value']:.4f} ± {found['acc']['stderr']:.4f}"
+    assert accuracy[2:4] == ["3", "0.25"]
+    assert accuracy[5] == f"{found['acc']['value']:.4f} ± {found['acc']['stderr']:.4f}"
 
 
-def test_rates_of_failures_have_wilson_intervals(metrics: dict[str, Any]) -> None:
-    suite = {"prompts": 200, "left_out": 0, "new_tokens": 128, "failures": {"loop": 50, "no flag": 150}}
-    metrics["suite"] = {"before": suite, "after": {**suite, "failures": {"loop": 10, "no flag": 190}}}
+def test_a_change_has_the_error_of_a_difference_and_what_is_no_better_than_a_guess_is_named(
+    metrics: dict[str, Any],
+) -> None:
+    def asked(value: float, error: float) -> dict[str, Any]:
+        return {"rows": [{"metric": "acc", "value": value, "stderr": error, "questions": 100}]}
+
+    metrics["tasks"] = {
+        "shard_arc_easy/before": asked(0.2, 0.03), "shard_arc_easy/after": asked(0.4, 0.04),
+        "shard_arc_challenge/before": asked(0.2, 0.03), "shard_arc_challenge/after": asked(0.26, 0.04),
+        "shard_arith_choice/before": asked(0.2, 0.03), "shard_arith_choice/after": asked(0.1, 0.02),
+    }  # fmt: skip
+    page = report(metrics, "x")
+    assert rows(page, "Questions")[0][6] == "+0.2000 ± 0.0500"
+    assert "Within two standard errors of chance after the anneal: shard_arc_challenge (acc)." in page
+    assert "Below chance: shard_arith_choice (acc)." in page
+
+
+def test_chance_is_one_over_the_number_of_choices() -> None:
+    problems = arith.problems(arith.COUNT, arith.SEED)
+    assert CHANCE["shard_arith_choice"] == sum(1 / len(row["choices"]) for row in problems) / len(problems)
+    for task, folder in (("shard_arc_easy", "ARC-Easy"), ("shard_arc_challenge", "ARC-Challenge")):
+        lines = (SAMPLE / "ai2_arc" / folder / "test.jsonl").read_text(encoding="utf-8").splitlines()
+        choices = [len(json.loads(line)["choices"]["text"]) for line in lines]
+        assert CHANCE[task] == pytest.approx(sum(1 / n for n in choices) / len(choices), abs=0.01)
+
+
+def test_rates_of_failures_have_wilson_intervals_and_the_prompts_that_moved(metrics: dict[str, Any]) -> None:
+    def suite(labels: list[str]) -> dict[str, Any]:
+        counts = {name: labels.count(name) for name in ("loop", "no flag")}
+        by_prompt = {str(number): label for number, label in enumerate(labels)}
+        return {"prompts": 200, "left_out": 0, "new_tokens": 128, "failures": counts, "by_prompt": by_prompt}
+
+    # Of 50 prompts that looped 8 still do, and 2 have begun to.
+    metrics["suite"] = {
+        "before": suite(["loop"] * 50 + ["no flag"] * 150),
+        "after": suite(["loop"] * 8 + ["no flag"] * 190 + ["loop"] * 2),
+    }
     low, high = wilson(10, 200)
-    assert rows(report(metrics, "x"), "Failures in the prompt suite")[0] == [
-        "loop", "25.0% (19.5% to 31.4%)", f"5.0% ({low:.1%} to {high:.1%})",
+    page = report(metrics, "x")
+    assert rows(page, "Failures in the prompt suite")[0] == [
+        "loop", "25.0% (19.5% to 31.4%)", f"5.0% ({low:.1%} to {high:.1%})", "42", "2", "0.00",
     ]  # fmt: skip
+    assert f"Of 200 sampled continuations 5.0% ({low:.1%} to {high:.1%}) loop after the anneal" in page
+
+
+@pytest.mark.parametrize(("left", "came"), [(45, 24), (0, 0), (3, 4), (1, 0), (13, 22), (7, 7)])
+def test_the_sign_test_is_scipys_binomial_test(left: int, came: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(left, left + came).pvalue if left + came else 1.0
+    assert sign_test(left, came) == pytest.approx(expected, rel=1e-9)
 
 
 def test_what_was_not_measured_has_no_row(metrics: dict[str, Any]) -> None:
@@ -129,35 +210,67 @@ def test_costs_add_up_and_energy_and_rent_stand_there_where_they_are_known(metri
         {"name": "heads/b", "seconds": 120.0, "joules": 3600.0},
     ]
     assert rows(report(metrics, "x"), "What it cost") == [
-        ["pretrain", "1", "60.0", "200.0", "2.00"],
-        ["heads", "2", "3.0", "1.0", "0.10"],
-        ["all", "3", "63.0", "201.0", "2.10"],
+        ["the rest of it", "1", "60.0", "200.0", "2.00"],
+        ["**the model**", "1", "60.0", "200.0", "2.00"],
+        ["scores of all heads", "2", "3.0", "1.0", "0.10"],
+        ["**measuring it**", "2", "3.0", "1.0", "0.10"],
+        ["**all**", "3", "63.0", "201.0", "2.10"],
     ]
     for stage in metrics["stages"]:
         stage["joules"] = None
     metrics["price_per_hour"] = None
     page = report(metrics, "x")
     assert "Energy was not measured" in page
-    assert rows(page, "What it cost")[-1] == ["all", "3", "63.0"]
+    assert rows(page, "What it cost")[-1] == ["**all**", "3", "63.0"]
 
 
-def test_no_sample_breaks_the_table_it_stands_in(metrics: dict[str, Any]) -> None:
+def test_no_sample_breaks_the_list_it_stands_in(metrics: dict[str, Any]) -> None:
     for sample in metrics["samples"]["after"]["samples"]:
         sample["text"] = "a | b ` c\n\n## d <img> " + "long " * 99
     page = report(metrics, "x")
-    table = rows(page, "The card's six prompts")
-    assert len(table) == 6
-    assert all(len(row) == 3 for row in table)
+    section = page.partition("## The card's six prompts\n")[2].partition("\n## ")[0]
+    shown = [line for line in section.splitlines() if line.startswith("- after it: ")]
+    assert len(shown) == 6
+    assert all(line.startswith("- after it: `a ¦ b ' c ## d <img> long ") for line in shown)
     assert "\n## d" not in page
+
+
+def test_the_cards_own_samples_stand_beside_ours(metrics: dict[str, Any]) -> None:
+    assert SAMPLES.keys() == {prompt.text for prompt in CARD_PROMPTS}
+    page = report(metrics, "x")
+    assert '- the card: `"covered by the Crown" (for example, the Great Seal of France...)` (ungrounded)' in page
+    assert page.count("- the card: ") == page.count("- before the anneal: ") == 6
+
+
+def test_reach_is_told_by_choices_by_nats_and_by_loss_beyond_the_window() -> None:
+    found = read_json(ROOT / "docs" / "reference" / "shard-54m-run.json")
+    page = report(found, "x")
+    section = page.partition("## Reach\n")[2].partition("\n## ")[0]
+    tables = [block.splitlines()[2:] for block in section.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 4
+    farthest = [[cell.strip() for cell in table[-1].strip("|").split("|")] for table in tables]
+    after = found["reach"]["after"]
+    assert farthest[1][3].startswith(f"{after['whole'][-1]['chosen']:.0%} (")
+    assert farthest[2][3].startswith(f"{after['whole'][-1]['lift']:z.2f} (")
+    assert farthest[3][3:] == [f"{after['losses'][-1][way]:.3f}" for way in ("whole", "cut")]
+    assert len(tables[3]) == sum(part["first"] >= found["model"]["window"] for part in after["losses"])
+
+
+def test_remarks_end_the_sections_they_belong_to(metrics: dict[str, Any]) -> None:
+    page = report(metrics, "x", {"": "First words.", "Its text": "About the text."})
+    assert page.partition("## The run")[0].endswith("\n\nFirst words.\n\n")
+    assert page.partition("## Curves")[0].endswith("\n\nAbout the text.\n\n")
+    with pytest.raises(AssertionError, match="no such section"):
+        report(metrics, "x", {"The text": "…"})
 
 
 def test_what_compares_with_the_card_depends_on_the_model(metrics: dict[str, Any]) -> None:
     other = {row[0]: row[3] for row in rows(report(metrics, "x"), "Beside the card")}
     metrics["model"]["n_params"] = 54_538_752
     same = {row[0]: row[3] for row in rows(report(metrics, "x"), "Beside the card")}
-    assert (other["parameters"], same["parameters"]) == ("no: another size", "the same")
+    assert (other["parameters"], same["parameters"]) == ("no: another size of model", "yes: the same architecture")
     assert other["training, tokens/s"].startswith("no:")
-    assert same["training, tokens/s"].startswith("as machines:")
+    assert same["training, tokens/s"].startswith("only together with the machines:")
 
 
 def test_curves_go_on_where_the_pretraining_ended(metrics: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +22,15 @@ from apps.parts.text import plain
 from shardscope.colors import MARK, OKABE_ITO
 from shardscope.config import Recipe
 from shardscope.files import read_json
+from shardscope.train.health import troubles_of
+from shardscope.train.lineage import Fork, forks_before
 from shardscope.train.metrics import FILE
 from shardscope.train.run import RECIPE, run_status
 from shardscope.train.schedule import decay_start, lr_factor
 from shardscope.visible import visible
 
 LIVE = 120.0  # seconds without a line after which a run is no longer called running
+ENDS = ("start", "paused early", "finished")  # events that say how a run stands
 MOST_POINTS = 600  # of a curve
 EVAL_FIELD = {"bits_per_byte": "bits_per_byte", "held_out_loss": "loss"}
 DASHES = [[1, 0], [7, 4], [2, 3], [9, 3, 2, 3], [14, 5], [4, 2]]
@@ -78,8 +80,9 @@ def page() -> None:
         lambda: curve_table(picked, str(curve), most=0),
         picture=False,
     )
+    forked = {name: forks(run) for name, run in runs.items()}
     for run in picked:
-        draw_plan(run, runs, expanded=len(picked) <= 2)
+        draw_plan(run, forked, expanded=len(picked) <= 2)
     draw_biographies((run.name, run.folder) for run in picked)
     address.publish()
 
@@ -87,7 +90,7 @@ def page() -> None:
 @st.fragment(run_every=LOOK_EVERY)
 def live(runs: Sequence[Run], curve: str) -> None:
     """The curves as they are now; looks again every two seconds."""
-    st.dataframe(pd.DataFrame([state(run) for run in runs]), hide_index=True)
+    st.dataframe(states(runs), hide_index=True)
     table = curve_table(runs, curve)
     if table.empty:
         st.caption("Nothing of this kind has been logged yet.")
@@ -96,7 +99,7 @@ def live(runs: Sequence[Run], curve: str) -> None:
     stroke = alt.Legend(symbolType="stroke", symbolSize=500, symbolStrokeWidth=2)
     several = table["series"].nunique() > 1
     base = alt.Chart(table).encode(
-        x=alt.X("step:Q", title="step, counted from the start of the run that it forks from"),
+        x=alt.X("step:Q", title="step, counted from the start of the first run that it descends from"),
         y=alt.Y("value:Q", title=CURVES[curve][1], scale=alt.Scale(zero=False)),
         color=alt.Color("run:N", scale=alt.Scale(range=list(OKABE_ITO)), legend=stroke),
         tooltip=["run", "series", "step", alt.Tooltip("value:Q", format=".5g")],
@@ -105,12 +108,12 @@ def live(runs: Sequence[Run], curve: str) -> None:
     lines = base.mark_line().encode(
         strokeDash=alt.StrokeDash("series:N", scale=dashes, legend=stroke if several else None)
     )
-    forks = [{"step": fork_step(run), "run": run.name} for run in runs if fork_step(run)]
+    starts = [{"step": steps, "run": run.name} for run in runs if (steps := steps_before(run))]
     # Wide and invisible where there are many: something for the pointer to find.
     points = base.mark_point(filled=True, size=40, opacity=1 if len(table) < 60 else 0)
     layers = [lines, points]
-    if forks:
-        rule = alt.Chart(pd.DataFrame(forks)).mark_rule(strokeDash=[4, 4], color=MARK)
+    if starts:
+        rule = alt.Chart(pd.DataFrame(starts)).mark_rule(strokeDash=[4, 4], color=MARK)
         layers.append(rule.encode(x="step:Q", tooltip=["run", "step"]))
     st.altair_chart(alt.layer(*layers).properties(height=380), width="stretch")
 
@@ -129,10 +132,17 @@ def find_runs(folders: Sequence[Path]) -> dict[str, Run]:
     return dict(sorted(found.items(), key=lambda item: -logged_at(item[1].folder)))
 
 
+def states(runs: Sequence[Run]) -> pd.DataFrame:
+    """A line for each run; what no run here has is no column."""
+    table = pd.DataFrame([state(run) for run in runs])
+    return table.drop(columns=[name for name in ("forked from", "trouble") if name in table and not any(table[name])])
+
+
 def state(run: Run) -> dict[str, Any]:
     """A line of the table: how far the run is, and how well it does, or why its files cannot be read."""
-    lines, evaluations = logged(run, "train"), logged(run, "eval")
-    events = [line["event"] for line in logged(run, "event") if line.get("event") not in (None, "skipped step")]
+    lines, evaluations, told = logged(run, "train"), logged(run, "eval"), logged(run, "event")
+    events = [line["event"] for line in told if line.get("event") in ENDS]
+    troubles = [f"{trouble.kind} since step {trouble.step:,}" for trouble, over in troubles_of(told) if over is None]
     last, quiet = visible(str(events[-1])) if events else "no line yet", time() - logged_at(run.folder)
     steps = run.recipe.schedule.steps if run.recipe else 0
     if run.recipe is None:
@@ -142,7 +152,9 @@ def state(run: Run) -> dict[str, Any]:
     return {
         "run": run.name,
         "state": last if last != "start" else "running" if quiet < LIVE else "stopped",
+        "forked from": visible(", ".join(map(str, forks(run)[-1:]))),
         "step": f"{lines[-1]['step'] if lines else 0:,} of {steps:,}",
+        "trouble": visible(", ".join(troubles)),
         "cross-entropy": number(lines[-1].get("cross_entropy")) if lines else None,
         "held-out bits per byte": values(evaluations[-1], "bits_per_byte").get("all") if evaluations else None,
         "tokens a second": number(lines[-1].get("tokens_per_second")) if lines else None,
@@ -154,7 +166,7 @@ def curve_table(runs: Sequence[Run], curve: str, most: int = MOST_POINTS) -> pd.
     """run, series, step, value; at most `most` points of a series (0: all), the last one always."""
     rows: list[dict[str, Any]] = []
     for run in runs:
-        start = fork_step(run)
+        start = steps_before(run)
         series: dict[str, list[tuple[int, float]]] = {}
         for line in logged(run, CURVES[curve][0]):
             for name, value in values(line, curve).items():
@@ -171,7 +183,7 @@ def curve_table(runs: Sequence[Run], curve: str, most: int = MOST_POINTS) -> pd.
 def curve_cell(runs: Sequence[Run], curve: str) -> str:
     """A cell that reads the lines behind the curve."""
     kind, words = CURVES[curve]
-    starts = ", ".join(f"{str(exports.relative(run.folder))!r}: {fork_step(run)}" for run in runs)
+    starts = ", ".join(f"{str(exports.relative(run.folder))!r}: {steps_before(run)}" for run in runs)
     score, ratio = f's["{EVAL_FIELD.get(curve)}"]', "low / high for low, high"
     value = {
         "train": f'line["{curve}"]',
@@ -217,12 +229,16 @@ def is_pair(value: object) -> TypeGuard[tuple[float, float]]:
     return isinstance(value, list) and len(value) == 2 and None not in map(number, value) and value[1] != 0
 
 
-def fork_step(run: Run) -> int:
-    """The step of the checkpoint that the run began from; 0 for a run from nothing."""
+def forks(run: Run) -> list[Fork]:
+    """The forks that lead to a run, the oldest first."""
     # Later starts resume from the run's own checkpoints.
     first: dict[str, Any] = next((line for line in logged(run, "event") if line.get("event") == "start"), {})
-    step = re.fullmatch(r"step-(\d+)", Path(str(first.get("started_from") or "")).name)
-    return int(step[1]) if step else 0
+    return forks_before(run.folder, str(first.get("started_from") or ""))
+
+
+def steps_before(run: Run) -> int:
+    """The steps that a run's weights had taken in other runs before its own first one; 0 for a run from nothing."""
+    return sum(fork.step or 0 for fork in forks(run))
 
 
 def logged(run: Run, kind: str) -> list[dict[str, Any]]:
@@ -230,14 +246,14 @@ def logged(run: Run, kind: str) -> list[dict[str, Any]]:
     return [line for line in read_log(run.folder)[0] if line.get("kind") == kind]
 
 
-def draw_plan(run: Run, runs: Mapping[str, Run], expanded: bool) -> None:
+def draw_plan(run: Run, forked: Mapping[str, Sequence[Fork]], expanded: bool) -> None:
     """What a run sets out to do: its learning rate over the steps, its mixture, and the run that it forks from."""
     with st.expander(f"Plan of {plain(run.name)}", icon=":material/route:", expanded=expanded):
         if run.recipe is None:
             st.error(f"Its recipe cannot be read: {plain(run.problem)}.")
             return
         try:
-            told = story(run, runs)
+            told = story(run, forked)
         except FAILURES as error:
             st.error(f"How far it came cannot be read: {plain(str(error))}.")
             return
@@ -281,8 +297,8 @@ def plan_cell(run: Run) -> str:
     )
 
 
-def story(run: Run, runs: Mapping[str, Run]) -> str:
-    """The run in a sentence or two, as Markdown."""
+def story(run: Run, forked: Mapping[str, Sequence[Fork]]) -> str:
+    """The run in a sentence or two, as Markdown; `forked` are the forks that lead to each run of the page."""
     assert run.recipe is not None
     schedule = run.recipe.schedule
     falls = decay_start(schedule)
@@ -294,19 +310,18 @@ def story(run: Run, runs: Mapping[str, Run]) -> str:
         else f"{schedule.steps:,} steps, the rate never falling: the run ends in the stable phase"
     )
     words = [f"{run.recipe.phase} with {run.recipe.optimizer.name}: {rate}."]
-    if run.recipe.start_from:
-        words.append(f"It forks from **{plain(parent_name(run.recipe))}** at step {fork_step(run):,}.")
-    forks = [name for name, other in runs.items() if other.recipe and parent_name(other.recipe) == run.folder.name]
-    if forks:
-        words.append(f"Forked by {', '.join(f'**{plain(name)}**' for name in forks)}.")
+    words += [f"It forks from {_named(fork.run.name, fork)}." for fork in forked[run.name][-1:]]
+    children = [
+        _named(name, fork) for name, to in forked.items() for fork in to[-1:] if fork.run.name == run.folder.name
+    ]
+    if children:
+        words.append(f"Forked by {', '.join(children)}.")
     reason = run_status(run.folder).get("reason")
     return " ".join([*words, *([f"It ended because {plain(str(reason))}."] if reason else [])])
 
 
-def parent_name(recipe: Recipe) -> str:
-    """The name of the run that `start_from` means, by its folder or by that of one of its checkpoints; '' for none."""
-    path = Path(recipe.start_from)
-    return path.parent.parent.name if path.parent.name == "checkpoints" else path.name
+def _named(name: str, fork: Fork) -> str:
+    return f"**{plain(name)}**" + ("" if fork.step is None else f" at step {fork.step:,}")
 
 
 def rate_plan(recipe: Recipe) -> pd.DataFrame:

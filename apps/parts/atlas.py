@@ -16,7 +16,7 @@ from apps.parts.checkpoints import MAKE_ONE, Opened, find_checkpoints, run_of, s
 from apps.parts.rate_map import Place, rate_map, read_place
 from apps.parts.rows import choose_by_row
 from apps.parts.text import plain, sentence
-from shardscope.checkpoint import STATE, WEIGHTS, list_checkpoints, read_facts
+from shardscope.checkpoint import WEIGHTS
 from shardscope.config import ConfigError
 from shardscope.failures.atlas import (
     Atlas,
@@ -35,6 +35,7 @@ from shardscope.failures.atlas.picture import atlas_picture
 from shardscope.failures.atlas.rates import before_and_after, found_in
 from shardscope.failures.atlas.records import folder_of
 from shardscope.failures.atlas.table import thinned
+from shardscope.train.lineage import forks_before
 from shardscope.visible import on_one_line, visible
 
 MOST_COLUMNS = 24  # checkpoints that are drawn; of more, evenly chosen ones
@@ -140,13 +141,7 @@ def _others(run: Path, settings: AtlasSettings) -> dict[str, Path]:
 
 def _parent(run: Path) -> str:
     """The name of the run that this one was forked from; '' where nothing says so."""
-    for checkpoint in list_checkpoints(run)[-1:]:
-        try:
-            recorded = read_facts(checkpoint).get("ancestors") if (checkpoint / STATE).exists() else None
-            return Path(str(recorded[-1]["checkpoint"])).parents[1].name if recorded else ""
-        except (ConfigError, KeyError, TypeError, IndexError):
-            return ""
-    return ""
+    return "".join(fork.run.name for fork in forks_before(run)[-1:])
 
 
 def _with_rates(atlas: Atlas, runs: Sequence[Path]) -> Shown:

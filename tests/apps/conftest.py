@@ -25,6 +25,11 @@ if TYPE_CHECKING:  # playwright is an extra: the other tests of this folder run 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 
+@pytest.fixture
+def tiny_run(tmp_path: Path, tiny_config: ShardConfig, tiny_tokenizer: Tokenizer) -> Path:
+    return make_run(tmp_path / "runs" / "tiny-run", tiny_config, tiny_tokenizer)
+
+
 @pytest.fixture(scope="module")
 def large(tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of 12 × 8 sharp heads, beside the run and older than it."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from shardscope.cli import main
 from shardscope.config import load_recipe
 from shardscope.evals.compare import side_by_side
 from shardscope.train import train
+from shardscope.train.about import describe_run
 from shardscope.train.metrics import read_metrics
 
 
@@ -30,7 +32,7 @@ def test_runs_stand_side_by_side_with_the_numbers_of_their_logs(
     shown = side_by_side(three_runs)
     rows = {cells[0]: cells[1:] for cells in (re.split(r"\s{2,}", line.strip()) for line in shown.splitlines())}
     assert rows["run"] == ["run", "early", "late"]
-    assert rows["forked from"] == ["–", "tiny@15", "tiny@20"]
+    assert rows["forked from"] == ["–", "run@15", "run@20"]
     assert rows["step"] == ["20 of 20", "8 of 8", "8 of 8"]
     # 4 sequences of 32 tokens a step; a fork counts those of its parent.
     assert rows["tokens"] == [f"{128 * steps:,}" for steps in (20, 15 + 8, 20 + 8)]
@@ -39,6 +41,23 @@ def test_runs_stand_side_by_side_with_the_numbers_of_their_logs(
     assert rows["bits/byte, one"] == [f"{last[0]['one']['bits_per_byte']:.4f}", "–", "–"]
     assert main(["report", *map(str, three_runs)]) == 0
     assert capsys.readouterr().out.strip() == shown.strip()
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(three_runs: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    namesake = three_runs[1].rename(tmp_path / "other" / "late")
+    shown = side_by_side([three_runs[0], three_runs[2], namesake]).splitlines()[0]
+    assert shown.split() == ["run", "run", str(three_runs[2]), str(namesake)]
+
+
+def test_what_a_log_says_does_not_steer_the_terminal(three_runs: list[Path]) -> None:
+    with (three_runs[0] / "metrics.jsonl").open("a") as log:
+        trouble = {"kind": "event", "step": 20, "event": "trouble", "trouble": "\x1b[31mred\nloss", "since": 3}
+        log.write(json.dumps(trouble) + "\n")
+    shown = side_by_side(three_runs)
+    assert "\x1b" not in shown
+    assert "[31mred↵loss at 3" in shown
+    assert "\x1b" not in describe_run(three_runs[0])
 
 
 def test_what_is_no_run_is_named(three_runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

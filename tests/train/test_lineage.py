@@ -17,7 +17,7 @@ from shardscope.files import read_json
 from shardscope.tokenizer import Tokenizer
 from shardscope.train import Outcome, train
 from shardscope.train.about import describe_run
-from shardscope.train.lineage import code_version, family_tree, weights_digest
+from shardscope.train.lineage import Fork, code_version, family_tree, forks_before, weights_digest
 
 
 def run(path: Path, **overrides: str) -> Outcome:
@@ -162,3 +162,45 @@ def test_info_says_what_of_the_training_text_was_held_out_too(
     log = tmp_path / "run" / "metrics.jsonl"
     log.write_text(re.sub(r'"overlap": ?\{.*?\}\}', '"overlap":{"two":{"documents":"\\\\u001b"}}', log.read_text()))
     assert "overlap" not in describe_run(tmp_path / "run")
+
+
+def test_a_family_that_was_moved_finds_itself_again(family: Path, tmp_path: Path) -> None:
+    before = family_tree(family / "again")
+    elsewhere = family.rename(tmp_path / "elsewhere")
+    assert family_tree(elsewhere / "again") == before
+    # Renamed, it is known by its weights; with the checkpoint of the fork deleted, by its name.
+    (elsewhere / "pretrain").rename(elsewhere / "base")
+    assert family_tree(elsewhere / "again") == before.replace("pretrain:", "base:")
+    (elsewhere / "base").rename(elsewhere / "pretrain")
+    for checkpoint in list_checkpoints(elsewhere / "pretrain")[:-1]:
+        shutil.rmtree(checkpoint)
+    assert family_tree(elsewhere / "again") == before
+    # What is merely called like it is not taken for it.
+    shutil.rmtree(elsewhere / "early")
+    shutil.copytree(elsewhere / "stranger", elsewhere / "early")
+    assert "  early, from step 10: no longer here" in family_tree(elsewhere / "again").splitlines()
+
+
+def test_a_fork_goes_on_when_its_parent_is_gone(recipe_file: Path, tmp_path: Path) -> None:
+    run(recipe_file)
+    paused = run(tmp_path / "anneal.toml", schedule__steps="6", train__max_minutes="1e-9")
+    assert paused.status == "paused early"
+    before = facts(paused.checkpoint)["ancestors"]
+    (tmp_path / "run").rename(tmp_path / "moved")
+    whole = run(tmp_path / "anneal.toml", schedule__steps="6")
+    assert whole.status == "finished"
+    assert facts(whole.checkpoint)["ancestors"] == before
+
+
+def test_the_forks_before_a_run_are_known_before_it_has_saved_anything(family: Path) -> None:
+    runs = {name: family / name for name in ("pretrain", "early", "again")}
+    forks = [Fork(runs["pretrain"], 10), Fork(runs["early"], 8)]
+    assert forks_before(runs["again"]) == forks
+    assert [str(fork) for fork in forks] == ["pretrain@10", "early@8"]
+    assert forks_before(runs["pretrain"], str(list_checkpoints(runs["pretrain"])[0])) == []  # it was resumed
+    started_from = str(list_checkpoints(runs["early"])[-1])
+    shutil.rmtree(runs["again"] / "checkpoints")
+    assert forks_before(runs["again"], started_from) == forks
+    assert forks_before(runs["again"]) == []
+    assert forks_before(runs["again"], "exported") == [Fork(Path("exported"), None)]
+    assert str(Fork(Path("exported"), None)) == "exported"

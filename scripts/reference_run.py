@@ -10,27 +10,39 @@ from typing import Any
 
 from shardscope.config import ConfigError
 from shardscope.files import read_json
-from shardscope.reproduce.report import write_report
+from shardscope.reproduce.report import write_page
 from shardscope.reproduce.report_training import TRAINING
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 METRICS = DOCS / "reference" / "shard-54m-run.json"
 NOTES = DOCS / "reference" / "shard-54m-notes.json"
+OVERLAP = DOCS / "reference" / "shard-54m-overlap.json"
 XRAY = DOCS / "reference" / "shard-54m-xray.json"
 DECODING = DOCS / "benchmarks" / "decode-h100.json"
 MOST_PASSES = 8  # of any source, in both phases together
 
 
-def remarks() -> dict[str, str]:
+def metrics() -> dict[str, Any]:
+    """What the run collected, with its overlap as it was counted since, on the same tokens."""
+    found, counted = read_json(METRICS, ConfigError), read_json(OVERLAP, ConfigError)
+    for phase in found["runs"]:
+        for name, source in found["text"][phase].items():
+            overlap = dict(counted[phase][name])
+            assert overlap.pop("fingerprint") == source["fingerprint"], f"{OVERLAP}: {name} is other text"
+            source["overlap"] = overlap
+    return found
+
+
+def remarks(found: dict[str, Any]) -> dict[str, str]:
     """What the metrics do not say, by the section that it belongs to."""
-    found, notes = read_json(METRICS, ConfigError), read_json(NOTES, ConfigError)
+    notes = read_json(NOTES, ConfigError)
     return {
         "": (
             f"SHARDSCOPE_DATA and SHARDSCOPE_EVAL_DATA name the folders of its text and of the test sets. Every figure "
             f"below is made from [these files](reference/README.md) by `python scripts/reference_run.py`.\n\n"
             f"{_earlier_run(found, notes)}"
         ),
-        "Its text": f"{_possible_tokens(found)}\n\n{notes['text']}",
+        "Its text": f"{_possible_tokens(found)}\n\n{notes['text']} {_scored()}",
         "Questions": notes["questions"],
         "The card's six prompts": _loop(),
         "Beside the card": _decoding(found, notes),
@@ -77,6 +89,16 @@ def _possible_tokens(found: dict[str, Any]) -> str:
     )
 
 
+def _scored() -> str:
+    """How many of the test questions share words with the text."""
+    counted = read_json(OVERLAP, ConfigError)["scored"]
+    shared = [f"{counted[name][0]} of {counted[name][1]:,} of {name}" for name in counted if name != "what"]
+    return (
+        "Of the test questions with their answers few have 13 words in a row in common with a training document, for "
+        f"the most part sequences of numbers: {', '.join(shared)}."
+    )
+
+
 def _loop() -> str:
     """What the X-ray finds in the annealed model's greedy story."""
     found = read_json(XRAY, ConfigError)
@@ -119,7 +141,8 @@ def _clock(found: dict[str, Any], notes: dict[str, Any]) -> str:
 
 
 def write(page: Path = DOCS / "reference-run.md") -> Path:
-    return write_report(METRICS, page, remarks())
+    found = metrics()
+    return write_page(found, page, remarks(found))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,13 @@
 
 Two documents overlap if they are the same text, or share 13 words in a row, as Brown et al. (2020, arXiv:2005.14165,
 appendix C) count it. Words are runs of letters and digits, without regard to case, punctuation, space and the way
-Unicode spells them (`folding`); in scripts that write no spaces a phrase is one word. 13 words that four or more
-different held-out texts have in common (as in a licence, or "which of the following best describes the") are no
-overlap. A text of fewer words counts only if it is the same text, but for case, the amount of space and spelling.
+Unicode spells them (`folding`); in scripts that write no spaces a phrase is one word. A text of fewer words counts only
+if it is the same text, but for case, the amount of space and spelling.
+
+Formulas are no overlap (licences, menus, "by the end of this section you will be able to"): 13 words that four or more
+different held-out texts have in common, or, as in Brown et al., that more than ten training documents of the source
+have. The latter holds of held-out text alone, for benchmark questions are copied; and a document that consists of
+held-out text to the half or more overlaps however often its words are there.
 
 Everything is counted on token shards, as arrays of hashes (`prints`), so that 20 MB of text take seconds
 (docs/data.md has the measurement).
@@ -23,7 +27,7 @@ from dataclasses import asdict
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +42,8 @@ from shardscope.progress import progress_bar
 from shardscope.tokenizer import Tokenizer
 
 COMMON = 4  # held-out texts that have the same words: they are a formula, not a leak
-_FORMAT = 3  # raise when the same documents are counted in another way
+MOST_WITH_FORMULA = 10  # training documents of a source; words that more of them have are a formula, too
+_FORMAT = 4  # raise when the same documents are counted in another way
 _TOKENS_AT_ONCE, _CHARACTERS_AT_ONCE = 250_000, 1_000_000
 _TOKENS_AGAIN, _CHARACTERS_AGAIN = 1000, 1000  # with which a part of a document begins: more than 12 words have
 _FILTER_BITS = 24
@@ -67,9 +72,9 @@ def count_overlap(
         pieces = _Pieces(tokenizer)
         index = _Index()
         for name, both in shards.items():
-            index.add(f"{name} (held out)", pieces.documents(both.holdout))
+            index.add(held_out_name(name), pieces.documents(both.holdout))
         for name, texts in scored.items():
-            index.add(name, _of_texts(texts))
+            index.add(name, _of_texts(texts), scored=True)
         with whole_folder(folder, replace=False) as making:
             found = {}
             for name, train in counted.items():
@@ -126,12 +131,14 @@ class _Index:
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self._scored: list[bool] = []  # for each name, whether it is of a benchmark
         self._grams: list[Hashes] = []  # for each name
         self._texts: list[Hashes] = []
         self._different: list[Hashes] = []  # the grams of each text, however many names have it
 
-    def add(self, name: str, chunks: Iterable[Documents]) -> None:
-        """Take up the documents of one held-out text."""
+    def add(self, name: str, chunks: Iterable[Documents], scored: bool = False) -> None:
+        """Take up the documents of one held-out or scored text."""
+        self._scored.append(scored)
         grams, texts = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
         for chunk in chunks:
             prints = prints_of(chunk)
@@ -154,6 +161,15 @@ class _Index:
         rare = found[counts < COMMON]
         return [grams[_among(grams, rare)] for grams in self._grams]
 
+    @cached_property
+    def scored_grams(self) -> Hashes:
+        """Those of benchmarks, sorted."""
+        return _union_of([grams for grams, scored in zip(self.grams, self._scored, strict=True) if scored])
+
+    def all_grams_of(self, name: str) -> Hashes:
+        """All grams of a text, also those that many texts have."""
+        return self._grams[self.names.index(name)]
+
     @property
     def texts(self) -> list[Hashes]:
         return self._texts
@@ -167,30 +183,38 @@ class _Index:
         return table
 
 
+class _Look(NamedTuple):
+    """What was found in some documents: each gram that is held out or scored, with its document."""
+
+    grams: Hashes
+    gram_documents: Places
+    same: Places  # documents that are the same text as a held-out or scored one
+    same_texts: Hashes
+    documents: Places
+    sizes: Places  # grams of each of the documents
+
+
 def _count(
     name: str, train: TokenShard, index: _Index, pieces: _Pieces, drop: bool, progress: bool
 ) -> tuple[Overlap, Places]:
     """What of a source's training documents overlaps, and their numbers."""
-    every: list[Places] = []
-    exact: list[Places] = []
-    by_name: list[list[Places]] = [[] for _ in index.names]
-    grams, texts, may_be = index.grams, index.texts, index.filter  # made before threads ask for them
-    whole_texts = np.unique(np.concatenate([np.empty(0, np.uint64), *texts]))
+    looks: list[_Look] = []
+    sizes = np.zeros(len(train.starts), np.int64)
+    known, may_be = _union_of(index.grams), index.filter  # made before threads ask for them
+    whole_texts = _union_of(index.texts)
 
-    def look(chunk: tuple[int, Documents]) -> tuple[Places, list[Places]]:
+    def look(chunk: tuple[int, Documents]) -> _Look:
         first, documents = chunk
         prints = prints_of(documents)
         near = may_be[prints.grams >> np.uint64(64 - _FILTER_BITS)]
-        candidates, of_document = prints.grams[near], prints.gram_documents[near]
-        same = first + np.flatnonzero(_among(prints.texts, whole_texts))
-        shared = [
-            np.union1d(
-                first + of_document[_among(candidates, grams[n])],
-                first + np.flatnonzero(_among(prints.texts, texts[n])),
-            )
-            for n in range(len(grams))
-        ]
-        return same, shared
+        grams, gram_documents = prints.grams[near], prints.gram_documents[near]
+        found = _among(grams, known)
+        same = np.flatnonzero(_among(prints.texts, whole_texts))
+        return _Look(
+            grams[found], first + gram_documents[found], first + same, prints.texts[same],
+            first + np.arange(len(documents.starts)),
+            np.bincount(prints.gram_documents, minlength=len(documents.starts)),
+        )  # fmt: skip
 
     bar = progress_bar(
         desc=f"held-out text in {name}", total=len(train), unit=" tokens", unit_scale=True, disable=not progress
@@ -198,28 +222,55 @@ def _count(
     with bar, ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         chunks = pieces.numbered(train)
         while some := list(islice(chunks, 16)):
-            for same, shared in pool.map(look, some):
-                exact.append(same)
-                for n, documents in enumerate(shared):
-                    by_name[n].append(documents)
-                    every.append(documents)
+            for seen in pool.map(look, some):
+                np.add.at(sizes, seen.documents, seen.sizes)
+                looks.append(seen)
             bar.update(min(len(train) - bar.n, 16 * _TOKENS_AT_ONCE))
-    found = _union(every)
-    with_texts = {whose: len(_union(by_name[n])) for n, whose in enumerate(index.names)}
+    return _judged(name, train, index, looks, sizes, drop)
+
+
+def _judged(
+    name: str, train: TokenShard, index: _Index, looks: list[_Look], sizes: Places, drop: bool
+) -> tuple[Overlap, Places]:
+    """Which of the documents overlap, by how many of them have the same words and by how much of each is shared."""
+    every = _Look(*map(np.concatenate, zip(*looks, strict=True)))  # a source has a document, so there is a look
+    shared = np.bincount(every.gram_documents, minlength=len(sizes))
+    mostly = np.flatnonzero((sizes > 0) & (2 * shared >= sizes))
+    order = np.lexsort([every.gram_documents, every.grams])
+    grams, documents = every.grams[order], every.gram_documents[order]
+    new = np.append(True, (np.diff(grams) != 0) | (np.diff(documents) != 0))[: len(grams)]
+    grams, documents = grams[new], documents[new]  # each gram of a document once
+    _, place, counts = np.unique(grams, return_inverse=True, return_counts=True)
+    rare = (counts[place] <= MOST_WITH_FORMULA) | _among(grams, index.scored_grams)
+    found = np.unique(np.concatenate([every.same, mostly, documents[rare]]))
+    in_found = _among(documents, found)
+    with_texts = {
+        whose: len(np.union1d(documents[in_found & _among(grams, own)], every.same[_among(every.same_texts, texts)]))
+        for whose, own, texts in zip(index.names, index.grams, index.texts, strict=True)
+    }
     ends = np.append(train.starts[1:], len(train))
+    held_out = index.all_grams_of(held_out_name(name))
     overlap = Overlap(
         documents=len(found),
-        exact=len(_union(exact)),
+        exact=len(np.unique(every.same)),
         tokens=int((ends[found] - train.starts[found]).sum()),
         of_documents=len(train.starts),
         with_texts={whose: count for whose, count in with_texts.items() if count},
         dropped=drop,
+        mostly=len(mostly),
+        formulas=len(np.setdiff1d(documents, found)),
+        held_out_share=float(_among(held_out, np.unique(grams[in_found])).mean()) if len(held_out) else 0.0,
     )
     return overlap, found
 
 
-def _union(places: list[Places]) -> Places:
-    return np.unique(np.concatenate([np.empty(0, np.int64), *places]))
+def held_out_name(source: str) -> str:
+    """What a source's held-out text is called among the texts that are kept out."""
+    return f"{source} (held out)"
+
+
+def _union_of(some: list[Hashes]) -> Hashes:
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *some]))
 
 
 def _among(values: NDArray[Any], ordered: NDArray[Any]) -> NDArray[np.bool_]:

@@ -104,7 +104,10 @@ class TokenShard:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Training documents of one source that repeat held-out or scored text."""
+    """Training documents of one source that repeat held-out or scored text.
+
+    The last three are None in the logs of runs that did not count them.
+    """
 
     documents: int
     exact: int  # of them, those that are the same text
@@ -112,13 +115,20 @@ class Overlap:
     of_documents: int  # in the whole source
     with_texts: dict[str, int]  # documents by whose text they repeat
     dropped: bool
+    mostly: int | None = None  # of the documents, those that consist of such text to the half or more
+    formulas: int | None = None  # further documents, which share only what many training documents have
+    held_out_share: float | None = None  # of the source's own held-out text, what stands in the documents
 
     def __str__(self) -> str:
         whose = ", ".join(f"{name} {count:,}" for name, count in self.with_texts.items())
-        return (
+        mostly = "" if self.mostly is None else f"{self.mostly:,} half of it or more, "
+        said = (
             f"{self.documents:,} of {self.of_documents:,} training documents repeat held-out or scored text "
-            f"({self.exact:,} all of it, the others {WORDS_IN_COMMON} words or more; of {whose})"
+            f"({self.exact:,} all of it, {mostly}the others {WORDS_IN_COMMON} words or more; of {whose})"
         )
+        if self.held_out_share:
+            said += f", which is {self.held_out_share:.1%} of the source's own held-out text"
+        return said
 
 
 class SourceShards(NamedTuple):

@@ -40,11 +40,16 @@ def write_report(metrics: Path, page: Path, remarks: Mapping[str, str] | None = 
     if found.get("format") != FORMAT:
         raise ConfigError(f"{metrics}: not the metrics of `shardscope reproduce`, format {FORMAT}; run it again")
     try:
-        drawn, text = pictures(found), report(found, f"images/{page.stem}", remarks or {})
+        return write_page(found, page, remarks)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ConfigError(
             f"{metrics}: was changed since it was written ({error!r}); run `shardscope reproduce` again"
         ) from None
+
+
+def write_page(found: Metrics, page: Path, remarks: Mapping[str, str] | None = None) -> Path:
+    """The same of metrics that were read already."""
+    drawn, text = pictures(found), report(found, f"images/{page.stem}", remarks)
     for name, picture in drawn.items():
         write_text(page.parent / "images" / f"{page.stem}-{name}.svg", picture)
     return write_text(page, text)

@@ -19,6 +19,7 @@ ACCURACIES = ("acc", "acc_bytes")
 # Of a guess: ARC has four choices (three or five in one question of a hundred), shard_arith_choice four.
 CHANCE = {"shard_arc_easy": 0.25, "shard_arc_challenge": 0.25, "shard_arith_choice": 0.25}
 LOOP = "loop"
+SEEN = 0.01  # of a held-out text in training documents: less is not worth a word
 
 
 # --------------------------------------------------------------------------------------------------- held-out text
@@ -34,7 +35,25 @@ def bits_per_byte(found: Metrics, _: str) -> str:
         for name in after
     ]  # fmt: skip
     head = ["held out", "tokens", "bits/byte before the anneal", "after", "change", "nats/token before", "after"]
-    return f"{_windows(found)}\n\n{table(head, rows)}"
+    return "\n\n".join([_windows(found), table(head, rows), *_seen(found)])
+
+
+def _seen(found: Metrics) -> list[str]:
+    """Which held-out text stands in part in text that was trained on."""
+    shares = {
+        name: source["overlap"]["held_out_share"]
+        for phase in found["runs"]
+        for name, source in found["text"][phase].items()
+        if source["overlap"] and not source["overlap"]["dropped"]
+        and (source["overlap"].get("held_out_share") or 0) > SEEN
+    }  # fmt: skip
+    if not shares:
+        return []
+    named = ", ".join(f"{share:.0%} of {name}" for name, share in shares.items())
+    return [
+        f"Of the held-out text {named} stands word for word in documents that were trained on, so these figures are "
+        "better than new text would give."
+    ]
 
 
 def _windows(found: Metrics) -> str:

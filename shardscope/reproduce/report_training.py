@@ -76,22 +76,43 @@ def texts(found: Metrics, _: str) -> str:
             [
                 name, f"{row['source']['documents']:,}", f"{row['source']['tokens']:,}",
                 *(f"{phase['read']:,.0f} ({phase['share']:.1%})" if phase else DASH for phase in phases),
-                f"{passes:.2f}", _overlap(row["source"]),
+                f"{passes:.2f}",
             ]
         )  # fmt: skip
-    head = ["source", "documents", "tokens", "read in the pretraining", "in the anneal", "passes", "overlap"]
+    head = ["source", "documents", "tokens", "read in the pretraining", "in the anneal", "passes"]
+    words = "Passes: how often the source was read, in both phases together."
+    overlaps = _overlaps({name: row["source"] for (name, _), row in read.items()})
+    return "\n\n".join([table(head, rows), words, *overlaps])
+
+
+def _overlaps(sources: Mapping[str, Metrics]) -> list[str]:
+    """What of the training text is held-out or scored text, too."""
+    counted = {name: source for name, source in sources.items() if source["overlap"] is not None}
+    if not counted:
+        return []
+    rows = []
+    for name, source in counted.items():
+        overlap = source["overlap"]
+        share = overlap.get("held_out_share")
+        rows.append(
+            [
+                name, f"{overlap['documents']:,}", f"{overlap['exact']:,}", _known(overlap.get("mostly")),
+                _known(overlap.get("formulas")), f"{overlap['tokens'] / source['tokens']:.1%}",
+                DASH if share is None else f"{share:.1%}", "left out" if overlap["dropped"] else "trained on",
+            ]
+        )  # fmt: skip
+    head = ["source", "overlapping", "the same", "half or more", "formulas", "tokens", "held-out text", "they were"]
     words = (
-        "Passes: how often the source was read, in both phases together. Overlap: training documents that share 13 "
-        "words in a row with held-out text or scored questions, and of them those that are the same text."
+        "Overlapping documents share 13 words in a row with held-out text or scored questions; of them, those that are "
+        "the same text, and those of which half or more is such text. Formulas: further documents, which share only "
+        "words that more than ten documents have. Tokens: the overlapping documents' share of the source. Held-out "
+        "text: how much of the source's own stands in them."
     )
-    return f"{table(head, rows)}\n\n{words}"
+    return [words, table(head, rows, words=(0, 7))]
 
 
-def _overlap(source: Metrics) -> str:
-    overlap = source["overlap"]
-    if overlap is None:
-        return DASH
-    return f"{overlap['documents']:,}, {overlap['exact']:,}{' (left out)' * overlap['dropped']}"
+def _known(count: int | None) -> str:
+    return DASH if count is None else f"{count:,}"
 
 
 # ------------------------------------------------------------------------------------------------------------- curves

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from shardscope.config import Benchmark, ConfigError, DataConfig, Source
 from shardscope.data import DataError, TokenShard, overlap, prepare
 from shardscope.data.prints import prints_of
-from shardscope.data.shards import WORDS_IN_COMMON
+from shardscope.data.shards import WORDS_IN_COMMON, Overlap
 from shardscope.tokenizer import Tokenizer
 
 Write = Callable[..., Path]
@@ -163,17 +163,66 @@ def test_what_many_held_out_texts_have_in_common_is_no_overlap(
     write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer
 ) -> None:
     licence = essays(1, 9, 20)[0]
-    for copies, expected in ((3, 30), (4, 0)):
+    for copies, expected in ((3, 10), (4, 0)):
         data = data_of(
             Source(
                 name="a",
-                path=str(write_jsonl("a.jsonl", [f"{text} {licence}" for text in essays(30, 10)])),
+                path=str(write_jsonl("a.jsonl", [f"{text} {licence}" for text in essays(10, 10)])),
                 holdout=str(write_jsonl(f"h{copies}.jsonl", [f"{licence} {t}" for t in essays(copies, 11)])),
             ),
         )
         counted = shards(data, small_tokenizer).shards["a"].overlap
         assert counted is not None
         assert counted.documents == expected
+
+
+def test_what_many_training_documents_have_in_common_is_no_overlap_unless_a_benchmark_asks_it(
+    write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Brown et al. ignore words that more than ten training documents have."""
+    licence, *held = essays(4, 9, 20)
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"question": licence}) + "\n")
+    for copies, expected in ((10, 10), (11, 0)):
+        data = data_of(
+            Source(
+                name="a",
+                path=str(write_jsonl(f"a{copies}.jsonl", [f"{text} {licence}" for text in essays(copies, 10, 60)])),
+                holdout=str(write_jsonl("h.jsonl", [f"{licence} {held[0]}", *held[1:]])),
+            ),
+        )
+        counted = shards(data, small_tokenizer).overlap["a"]
+        assert (counted["documents"], counted["formulas"]) == (expected, copies - expected)
+        assert (counted["held_out_share"] > 0) == (expected > 0)
+        asked = replace(data, benchmarks=(Benchmark(name="asked", path=str(tmp_path / "asked.jsonl")),))
+        assert shards(asked, small_tokenizer).overlap["a"]["documents"] == copies
+
+
+def test_a_document_of_held_out_text_for_the_most_part_overlaps_however_often_it_is_there(
+    write_jsonl: Write, data_of: DataOf, small_tokenizer: Tokenizer
+) -> None:
+    held, *rest = essays(21, 31, 60)
+    copies = [f"{held} {' '.join(text.split()[:20])}" for text in rest]
+    data = data_of(
+        Source(
+            name="a", path=str(write_jsonl("a.jsonl", [*copies, *essays(30, 32)])),
+            holdout=str(write_jsonl("h.jsonl", [held])),
+        ),
+        overlap="drop",
+    )  # fmt: skip
+    found = shards(data, small_tokenizer)
+    counted = found.overlap["a"]
+    assert (counted["documents"], counted["mostly"], counted["exact"]) == (20, 20, 0)
+    assert counted["held_out_share"] == 1.0
+    assert len(found.shards["a"].train.starts) == 30
+    assert "20 half of it or more" in str(found.shards["a"].overlap)
+    assert "which is 100.0% of the source's own held-out text" in str(found.shards["a"].overlap)
+
+
+def test_a_log_of_a_run_that_counted_less_can_still_be_told() -> None:
+    told = str(Overlap(documents=3, exact=1, tokens=9, of_documents=50, with_texts={"arc": 3}, dropped=True))
+    assert told == (
+        "3 of 50 training documents repeat held-out or scored text (1 all of it, the others 13 words or more; of arc 3)"
+    )
 
 
 def test_benchmark_questions_are_kept_out(

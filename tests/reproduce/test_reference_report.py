@@ -81,7 +81,7 @@ def test_the_first_lines_say_tokens_loss_answers_and_loops(metrics: dict[str, An
 
 
 def test_the_tokens_that_were_read_add_up_to_those_of_the_run(metrics: dict[str, Any]) -> None:
-    table = rows(report(metrics, "x"), "Its text")
+    table = tables(report(metrics, "x"), "Its text")[0]
     assert [row[0] for row in table] == ["one", "two"]
     for column, phase in ((3, "pretrain"), (4, "anneal")):
         read = [int(row[column].split()[0].replace(",", "")) for row in table if row[column] != "–"]
@@ -92,7 +92,49 @@ def test_the_tokens_that_were_read_add_up_to_those_of_the_run(metrics: dict[str,
 
 def test_a_source_that_was_another_text_in_each_phase_has_a_row_for_each(metrics: dict[str, Any]) -> None:
     metrics["text"]["anneal"]["two"]["fingerprint"] = "another text"
-    assert [row[0] for row in rows(report(metrics, "x"), "Its text")] == ["one", "two", "two"]
+    assert [row[0] for row in tables(report(metrics, "x"), "Its text")[0]] == ["one", "two", "two"]
+
+
+def tables(page: str, section: str) -> list[list[list[str]]]:
+    """The cells of every table of a section, without its header."""
+    blocks = page.partition(f"## {section}\n")[2].partition("\n## ")[0].strip().split("\n\n")
+    return [
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()[2:]]
+        for block in blocks
+        if block.startswith("|")
+    ]
+
+
+def test_text_that_is_held_out_too_is_told_by_how_much_of_it_repeats(metrics: dict[str, Any]) -> None:
+    counted = {"of_documents": 120, "with_texts": {}, "dropped": False}
+    for phase in metrics["text"].values():
+        for source in phase.values() if isinstance(phase, dict) else ():
+            source["overlap"] = {
+                **counted, "documents": 9, "exact": 2, "tokens": source["tokens"] // 4, "mostly": 5, "formulas": 30,
+                "held_out_share": 0.125,
+            }  # fmt: skip
+    page = report(metrics, "x")
+    assert tables(page, "Its text")[1][0] == ["one", "9", "2", "5", "30", "25.0%", "12.5%", "trained on"]
+    told = "Of the held-out text 12% of one, 12% of two stands word for word in documents that were trained on"
+    assert told in page
+    for phase in metrics["text"].values():
+        for source in phase.values() if isinstance(phase, dict) else ():
+            source["overlap"]["dropped"] = True
+    page = report(metrics, "x")
+    assert tables(page, "Its text")[1][0][-1] == "left out"
+    assert "word for word" not in page
+
+
+def test_metrics_that_count_less_of_the_overlap_or_none_have_a_page_too(metrics: dict[str, Any]) -> None:
+    for phase in metrics["text"].values():
+        for source in phase.values() if isinstance(phase, dict) else ():
+            for key in ("mostly", "formulas", "held_out_share"):
+                del source["overlap"][key]
+    assert tables(report(metrics, "x"), "Its text")[1][0][3:5] == ["–", "–"]
+    for phase in metrics["text"].values():
+        for source in phase.values() if isinstance(phase, dict) else ():
+            source["overlap"] = None
+    assert len(tables(report(metrics, "x"), "Its text")) == 1
 
 
 def test_the_last_loss_is_a_mean_of_the_curves_end_and_not_one_draw(metrics: dict[str, Any]) -> None:
@@ -245,15 +287,14 @@ def test_the_cards_own_samples_stand_beside_ours(metrics: dict[str, Any]) -> Non
 def test_reach_is_told_by_choices_by_nats_and_by_loss_beyond_the_window() -> None:
     found = read_json(ROOT / "docs" / "reference" / "shard-54m-run.json")
     page = report(found, "x")
-    section = page.partition("## Reach\n")[2].partition("\n## ")[0]
-    tables = [block.splitlines()[2:] for block in section.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 4
-    farthest = [[cell.strip() for cell in table[-1].strip("|").split("|")] for table in tables]
+    four = tables(page, "Reach")
+    assert len(four) == 4
+    farthest = [table[-1] for table in four]
     after = found["reach"]["after"]
     assert farthest[1][3].startswith(f"{after['whole'][-1]['chosen']:.0%} (")
     assert farthest[2][3].startswith(f"{after['whole'][-1]['lift']:z.2f} (")
     assert farthest[3][3:] == [f"{after['losses'][-1][way]:.3f}" for way in ("whole", "cut")]
-    assert len(tables[3]) == sum(part["first"] >= found["model"]["window"] for part in after["losses"])
+    assert len(four[3]) == sum(part["first"] >= found["model"]["window"] for part in after["losses"])
 
 
 def test_remarks_end_the_sections_they_belong_to(metrics: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ that nobody watches returns its argument untouched.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -43,7 +44,10 @@ class HookPoint(nn.Module):
         # Not `forward`, because a module's call takes as long as a small product, and decoding a token passes through
         # more than a dozen points in each block.
         if self.fwd_hooks or self.bwd_hooks:
-            return self._run_uncompiled(self, activation)
+            # A compiled model leaves its graph here, so that a hook is ordinary Python that runs on every call.
+            if torch.compiler.is_compiling():
+                return torch.compiler.disable(HookPoint._run_hooks)(self, activation)
+            return (_run_uncompiled() if "torch._dynamo" in sys.modules else HookPoint._run_hooks)(self, activation)
         return activation
 
     def _run_hooks(self, activation: Tensor) -> Tensor:
@@ -64,7 +68,6 @@ class HookPoint(nn.Module):
         """Attach `hook` and return the function that takes it off again."""
         if dir not in ("fwd", "bwd"):
             raise ValueError(f"a hook's direction is 'fwd' or 'bwd', not {dir!r}")
-        self._run_uncompiled = _run_uncompiled()
         hooks = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
         # Something of its own, so that the same function attached twice is taken off once.
         attached = partial(hook)
@@ -89,10 +92,7 @@ class HookPoint(nn.Module):
 
 @cache
 def _run_uncompiled() -> Callable[[HookPoint, Tensor], Tensor]:
-    """A compiled model leaves its graph here, so that a hook is ordinary Python that runs on every call.
-
-    Made with the first hook and not at import: the compiler's machinery takes a second to load.
-    """
+    """For where something may have been compiled; the compiler's machinery (torch._dynamo) takes a second to load."""
     return torch.compiler.disable(HookPoint._run_hooks)
 
 

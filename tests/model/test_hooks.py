@@ -205,11 +205,39 @@ with model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda x, hook: seen.appen
 assert seen == ["blocks.1.hook_mlp_out"], seen
 assert not torch.allclose(plain, ablated)
 torch.testing.assert_close(compiled(ids), plain)
+
+# Attached before anything was compiled, it fires on every call too, and is not compiled itself.
+other = Shard(config).eval()
+with other.hooks(fwd_hooks=[("blocks.0.attn.hook_z", lambda x, hook: seen.append(torch.compiler.is_compiling()))]):
+    seen.clear()
+    compiled = torch.compile(other, backend="eager")
+    for calls in (1, 2, 3):
+        torch.testing.assert_close(compiled(ids), other(ids))
+        assert seen == [False] * 2 * calls, seen
+"""
+
+UNCOMPILED = """
+import sys
+import torch
+from shardscope import Shard, ShardConfig
+
+before = set(sys.modules)
+model = Shard(ShardConfig(vocab_size=300, n_ctx=64, d_model=32, n_layers=2, n_heads=4, d_head=8, d_mlp=48, window=8))
+ids = torch.arange(20)[None]
+_, cache = model.run_with_cache(ids, return_type="loss", incl_bwd=True)
+assert "blocks.1.hook_mlp_out_grad" in cache
+model.run_with_hooks(ids, fwd_hooks=[("blocks.1.hook_mlp_out", lambda x, hook: x * 0)])
+print([name for name in sys.modules if name.startswith("torch._dynamo") and name not in before])
 """
 
 
 def test_a_hook_on_a_compiled_model_fires() -> None:
     subprocess.run([sys.executable, "-c", COMPILED], check=True, timeout=240)
+
+
+def test_hooks_do_without_the_compiler_where_nothing_is_compiled() -> None:
+    shown = subprocess.run([sys.executable, "-c", UNCOMPILED], check=True, capture_output=True, text=True, timeout=240)
+    assert shown.stdout.strip() == "[]"
 
 
 def test_one_layer_s_cache_keeps_one_layer_s_tensors(tiny_model: Shard) -> None:

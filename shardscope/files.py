@@ -124,12 +124,17 @@ def appending(path: Path) -> Iterator[None]:
         yield
 
 
+def existing_part(path: Path) -> Path:
+    """The path itself if it is there, else the nearest of its parents that is."""
+    return next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
+
+
 def check_writable_folder(path: Path, flag: str) -> None:
     """Ask whether `flag` names a folder, new or old, that can be written into, before the work whose result goes there.
 
     Raises WriteError.
     """
-    there = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
+    there = existing_part(path)
     if not there.is_dir():
         raise WriteError(f"{flag} {path}: {there} is not a folder; name a folder, new or old")
     if not os.access(there, os.W_OK):

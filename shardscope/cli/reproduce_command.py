@@ -11,7 +11,7 @@ from pathlib import Path
 from shardscope.cli.arguments import add_device, add_out, path, whole
 from shardscope.config import ConfigError
 from shardscope.device import pick_device
-from shardscope.reproduce.checks import check
+from shardscope.reproduce.checks import check, check_machine
 from shardscope.reproduce.offer import default_recipes, format_needs, needs, offer
 from shardscope.reproduce.pair import CHECKPOINTS, load_pair
 from shardscope.reproduce.pipeline import TASKS, Settings, reproduce
@@ -62,10 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
     # As it was typed: each process picks its own card of "auto" and "cuda".
     pair = load_pair(words, arguments.out, arguments.device, arguments.checkpoints)
     out, tasks, data = pair.pretrain.folder.parent, _names(arguments.tasks), arguments.data or _data_of_environment()
-    check(pair, out, tasks, data, arguments.processes, device)
-    if arguments.dry_run:
+    check(pair, out, tasks, data, arguments.processes)
+    if arguments.dry_run:  # also for another machine than this one
         print(format_needs(needs(pair, arguments.processes)))
         return 0
+    check_machine(pair, out, arguments.processes, device)
     settings = Settings(
         device=str(device), processes=arguments.processes,
         tasks=tasks, data=data, limit=arguments.limit, prompts=arguments.prompts,

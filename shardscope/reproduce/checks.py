@@ -6,6 +6,7 @@ questions.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -13,43 +14,54 @@ from pathlib import Path
 
 import torch
 
-from shardscope.checkpoint import list_checkpoints
-from shardscope.config import ConfigError, ShardConfig, Source, user_path
+from shardscope.checkpoint import checkpoint_folder, list_checkpoints
+from shardscope.config import ConfigError, Source, user_path
 from shardscope.data import as_source, files_of, kind_of, located
 from shardscope.evals.suite import check_tasks
-from shardscope.files import check_writable_folder
-from shardscope.reproduce.pair import Pair, Run
+from shardscope.files import check_writable_folder, existing_part
+from shardscope.reproduce.pair import Pair, Run, bytes_of_checkpoint
 from shardscope.tokenizer import Tokenizer
 from shardscope.train.objective import compiles
 from shardscope.train.schedule import phase_of
 from shardscope.train.setup import require_even_batch, require_room
 
 
-def check(
-    pair: Pair, out: Path, tasks: tuple[str, ...], data: Path | None, processes: int, device: torch.device
-) -> None:
-    """Raises ConfigError, WriteError or ModuleNotFoundError where a stage could not be done."""
-    check_writable_folder(out, "--out")
-    if data is not None and not data.is_dir():
-        raise ConfigError(f"--data {data}: no such folder; lay it out like the test sets under evals/sample")
-    check_tasks(tasks, data)
+def check_machine(pair: Pair, out: Path, processes: int, device: torch.device) -> None:
+    """Raises ConfigError where this machine has too little for it: GPUs, memory, or room on the disk."""
     if device.type == "cuda" and processes > (there := torch.cuda.device_count()):
         raise ConfigError(f"--processes {processes}: GPUs on this machine: {there}; use {there} at most")
     for run in pair.runs():
         with _naming(run):
-            _check_run(run, pair.model, processes, device)
+            require_room(run.recipe, pair.model, device)
+            compiles(run.recipe.train, device)
+    left = sum(not checkpoint_folder(run.folder, step).is_dir() for run, step in pair.checkpoints())
+    needed, free = left * bytes_of_checkpoint(pair.model), shutil.disk_usage(existing_part(out)).free
+    if needed > free:
+        raise ConfigError(
+            f"--out {out}: {left} checkpoints take about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free "
+            "there; free some, name a folder on another disk, or ask for fewer with --checkpoints"
+        )
+
+
+def check(pair: Pair, out: Path, tasks: tuple[str, ...], data: Path | None, processes: int) -> None:
+    """Raises ConfigError, WriteError or ModuleNotFoundError where a stage could not be done on any machine."""
+    check_writable_folder(out, "--out")
+    if data is not None and not data.is_dir():
+        raise ConfigError(f"--data {data}: no such folder; lay it out like the test sets under evals/sample")
+    check_tasks(tasks, data)
+    for run in pair.runs():
+        with _naming(run):
+            _check_run(run, processes)
     with _naming(pair.pretrain):
         _check_pretrain(pair)
     with _naming(pair.anneal):
         _check_anneal(pair)
 
 
-def _check_run(run: Run, model: ShardConfig, processes: int, device: torch.device) -> None:
+def _check_run(run: Run, processes: int) -> None:
     """What a start of either phase needs, short of reading its text."""
     recipe = run.recipe
     require_even_batch(recipe, processes)
-    require_room(recipe, model, device)
-    compiles(recipe.train, device)
     for logger in recipe.train.loggers:
         if find_spec(logger) is None:
             raise ConfigError(f"train.loggers names {logger!r}, which is not installed; pip install 'shardscope[log]'")

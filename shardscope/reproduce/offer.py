@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardscope.reproduce.ledger import duration
-from shardscope.reproduce.pair import Pair, load_pair
+from shardscope.reproduce.pair import Pair, bytes_of_checkpoint, load_pair
 from shardscope.train.flops import sheet_of
 from shardscope.train.plan import Plan, format_plan, plan
 
 LOCAL = ("reference-pretrain-local", "reference-anneal-local")
 HUB = ("reference-pretrain", "reference-anneal")
 SMALLER = (("shard-nano-pretrain", "shard-nano-anneal"), ("shard-pico-pretrain", "shard-pico-anneal"))
-# Weights, gradients' moments and momentum of a checkpoint, in bytes a parameter.
-BYTES_OF_CHECKPOINT = 12
 GPU, GPU_NAME, SHARE_OF_SHEET = "H100 80GB HBM3", "H100", 0.377  # bfloat16 at T=2048: docs/training.md
 
 
@@ -38,7 +36,7 @@ class Needs:
     @property
     def disk(self) -> int:
         """Bytes of all checkpoints."""
-        return BYTES_OF_CHECKPOINT * self.pair.model.n_params * len(self.pair.checkpoints())
+        return bytes_of_checkpoint(self.pair.model) * len(self.pair.checkpoints())
 
 
 def default_recipes() -> tuple[str, str]:

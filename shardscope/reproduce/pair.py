@@ -94,6 +94,11 @@ def load_pair(
     return Pair(pretrain, _run("anneal", files[1], out, device, checkpoints - of_pretrain, start))
 
 
+def bytes_of_checkpoint(model: ShardConfig) -> int:
+    """About: weights, and the moments of AdamW or the momentum of Muon, in float32."""
+    return 12 * model.n_params
+
+
 def _run(
     phase: Phase, file: Path, out: Path, device: str, checkpoints: int, flags: dict[str, str] | None = None
 ) -> Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from tiny_run import WORDS
 
 from shardscope.cli import main
 from shardscope.evals.suite import GROUP, NAMES
+from shardscope.reproduce.checks import check_machine
+from shardscope.reproduce.pair import load_pair
 from shardscope.tokenizer import Tokenizer
 
 TASK_MANAGER = pytest.importorskip("lm_eval.tasks").TaskManager
@@ -88,7 +91,6 @@ def test_a_folder_that_cannot_be(refused: Callable[..., str], tmp_path: Path) ->
         (('two.jsonl"', 'two.jsonl", holdout = "nowhere.jsonl"'), "nowhere.jsonl"),
         (('two.jsonl"', '$NOT_SET_HERE/two.jsonl"'), "needs an environment variable that is not set"),
         (("sources = [", 'benchmarks = [{ name = "asked", path = "asked.jsonl" }]\nsources = ['), "asked.jsonl"),
-        (("batch_size = 4", "batch_size = 1_000_000_000_000"), "the tokens of a batch take"),
     ],
     ids=lambda change: change[1] if isinstance(change, tuple) else "",
 )
@@ -115,10 +117,30 @@ def test_a_logger_that_is_not_installed(
     assert f"tiny-{phase}.toml: train.loggers names 'wandb', which is not installed; pip install" in said
 
 
-def test_more_processes_than_gpus(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr("shardscope.cli.reproduce_command.pick_device", lambda name: torch.device("cuda"))
-    assert "--processes 4: GPUs on this machine: 1; use 1 at most" in refused("--processes", "4", "--device", "cuda")
+@pytest.mark.parametrize("refused", [[]], indirect=True, ids=["run"])
+class TestWhatThisMachineLacks:
+    """It ends a run, and no dry run, which may be for another machine."""
+
+    @pytest.mark.parametrize("phase", ["pretrain", "anneal"])
+    def test_memory(self, refused: Callable[..., str], phase: str) -> None:
+        said = refused(**{phase: ("batch_size = 4", "batch_size = 1_000_000_000_000")})
+        assert f"tiny-{phase}.toml: the tokens of a batch take" in said
+
+    def test_gpus(self, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr("shardscope.cli.reproduce_command.pick_device", lambda name: torch.device("cuda"))
+        said = refused("--processes", "4", "--device", "cuda")
+        assert "--processes 4: GPUs on this machine: 1; use 1 at most" in said
+
+    def test_room_on_the_disk(self, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
+        assert "4 checkpoints take about 0.0 GB, and 0.0 GB are free there; free some" in refused()
+
+
+def test_checkpoints_that_are_there_need_no_more_room(reproduced: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = [str(reproduced.parent / f"tiny-{phase}.toml") for phase in ("pretrain", "anneal")]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    check_machine(load_pair(recipes, reproduced, "cpu", 4), reproduced, 1, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

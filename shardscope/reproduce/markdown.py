@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 SHOWN_OF_A_SAMPLE = 200  # characters
@@ -9,9 +10,14 @@ DASH = "–"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
-    """A table; the columns `words` are text, the others numbers, which stand at the right."""
+    """A table; the columns `words` are text, the others numbers, which stand at the right and on one line."""
     ruler = "|".join(["", *("---" if place in words else "---:" for place in range(len(header))), ""])
-    return "\n".join([f"| {' | '.join(header)} |", ruler, *(f"| {' | '.join(row)} |" for row in rows)])
+    return "\n".join([f"| {' | '.join(header)} |", ruler, *(f"| {' | '.join(map(_unbroken, row))} |" for row in rows)])
+
+
+def _unbroken(cell: str) -> str:
+    """A number and its error, or a product, with spaces that no browser breaks the line at."""
+    return re.sub(r" ([±×]) ", "\u00a0\\1\u00a0", cell)
 
 
 def code(text: str) -> str:

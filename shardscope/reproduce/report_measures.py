@@ -18,6 +18,10 @@ METRICS_SHOWN = (
 ACCURACIES = ("acc", "acc_bytes")
 # Of a guess: ARC has four choices (three or five in one question of a hundred), shard_arith_choice four.
 CHANCE = {"shard_arc_easy": 0.25, "shard_arc_challenge": 0.25, "shard_arith_choice": 0.25}
+TITLES = {
+    "shard_arc_easy": "ARC-Easy", "shard_arc_challenge": "ARC-Challenge", "shard_gsm8k": "GSM8K", "shard_math": "MATH",
+    "shard_arith": "sums", "shard_arith_choice": "sums with four choices",
+}  # fmt: skip
 LOOP = "loop"
 SEEN = 0.01  # of a held-out text in training documents: less is not worth a word
 
@@ -122,8 +126,7 @@ def bits(part: Mapping[str, float]) -> float:
 def tasks(found: Metrics, _: str) -> str:
     rows = [
         [
-            task, then["metric"], f"{now['questions']:,}",
-            f"{CHANCE[task]:g}" if task in CHANCE and then["metric"] in ACCURACIES else DASH,
+            task.removeprefix("shard_"), f"{now['questions']:,}", _metric(task, then["metric"]),
             _with_error(then), _with_error(now), _change(then, now),
         ]
         for task, then, now in _asked(found)
@@ -131,17 +134,22 @@ def tasks(found: Metrics, _: str) -> str:
     if not rows:
         return ""
     words = (
-        "Through lm-evaluation-harness, ± the standard error of the mean; docs/evaluation.md says what tasks and "
-        "metrics are. `answer_bits_per_byte` is better where it is lower, everything else where it is higher. Chance "
-        "is what a guess scores; the wrong choices of shard_arith_choice are near misses and an operand. The same "
-        "questions are asked before and after, so the error of a change, reckoned as of two separate sets of "
-        "questions, is rather too large than too small."
+        "Before the anneal and after it, through lm-evaluation-harness, of so many questions, ± the standard error of "
+        "the mean; docs/evaluation.md says what the tasks (shard_arc_easy and so on) and metrics are. "
+        "`answer_bits_per_byte` is better where it is lower, everything else where it is higher. Chance is what a "
+        "guess scores; the wrong choices of arith_choice are near misses and an operand. The same questions are asked "
+        "before and after, so the error of a change, reckoned as of two separate sets of questions, is rather too "
+        "large than too small."
     )
-    head = ["task", "metric", "questions", "chance", "before the anneal", "after", "change"]
-    parts = [words, table(head, rows, words=(0, 1))]
+    head = ["task", "of", "metric", "before", "after", "change"]
+    parts = [words, table(head, rows, words=(0, 2))]
     if said := _beside_chance(found):
         parts.append(said)
     return "\n\n".join(parts)
+
+
+def _metric(task: str, metric: str) -> str:
+    return f"{metric}, chance {CHANCE[task]:g}" if task in CHANCE and metric in ACCURACIES else metric
 
 
 def _asked(found: Metrics) -> Iterator[tuple[str, Metrics, Metrics]]:
@@ -156,15 +164,15 @@ def _asked(found: Metrics) -> Iterator[tuple[str, Metrics, Metrics]]:
 
 
 def _with_error(row: Metrics) -> str:
-    error = f" ± {row['stderr']:.4f}" if row["stderr"] is not None else ""
-    return f"{row['value']:.4f}{error}"
+    error = f" ± {row['stderr']:.3f}" if row["stderr"] is not None else ""
+    return f"{row['value']:.3f}{error}"
 
 
 def _change(then: Metrics, now: Metrics) -> str:
-    change = f"{now['value'] - then['value']:+.4f}"
+    change = f"{now['value'] - then['value']:+.3f}"
     if then["stderr"] is None or now["stderr"] is None:
         return change
-    return f"{change} ± {math.hypot(then['stderr'], now['stderr']):.4f}"
+    return f"{change} ± {math.hypot(then['stderr'], now['stderr']):.3f}"
 
 
 def _beside_chance(found: Metrics) -> str:
@@ -174,9 +182,9 @@ def _beside_chance(found: Metrics) -> str:
         if task in CHANCE and now["metric"] in ACCURACIES and now["stderr"] is not None:
             away = (now["value"] - CHANCE[task]) / now["stderr"] if now["stderr"] else math.inf
             if abs(away) < 2:
-                level.append(f"{task} ({now['metric']})")
+                level.append(f"{task.removeprefix('shard_')} ({now['metric']})")
             elif away < 0:
-                below.append(f"{task} ({now['metric']})")
+                below.append(f"{task.removeprefix('shard_')} ({now['metric']})")
     said = []
     if level:
         said.append(f"Within two standard errors of chance after the anneal: {', '.join(level)}.")
@@ -191,7 +199,7 @@ def questions_in_short(found: Metrics) -> list[str]:
     for task, _then, now in _asked(found):
         if now["metric"] in ("acc_bytes", "exact_match", "exact_match (strict-match)") and now["stderr"] is not None:
             chance = f" (chance {CHANCE[task]:.0%})" if task in CHANCE else ""
-            said.setdefault(task, f"{task} {now['value']:.1%} ± {now['stderr']:.1%}{chance}")
+            said.setdefault(task, f"{TITLES.get(task, task)} {now['value']:.1%} ± {now['stderr']:.1%}{chance}")
     return [f"Right answers after the anneal: {', '.join(said.values())}."] if said else []
 
 

@@ -98,17 +98,21 @@ def _overlaps(sources: Mapping[str, Metrics]) -> list[str]:
             [
                 name, f"{overlap['documents']:,}", f"{overlap['exact']:,}", _known(overlap.get("mostly")),
                 _known(overlap.get("formulas")), f"{overlap['tokens'] / source['tokens']:.1%}",
-                DASH if share is None else f"{share:.1%}", "left out" if overlap["dropped"] else "trained on",
+                DASH if share is None else f"{share:.1%}",
             ]
         )  # fmt: skip
-    head = ["source", "overlapping", "the same", "half or more", "formulas", "tokens", "held-out text", "they were"]
-    words = (
-        "Overlapping documents share 13 words in a row with held-out text or scored questions; of them, those that are "
-        "the same text, and those of which half or more is such text. Formulas: further documents, which share only "
-        "words that more than ten documents have. Tokens: the overlapping documents' share of the source. Held-out "
-        "text: how much of the source's own stands in them."
+    head = ["source", "overlapping", "the same", "half or more", "formulas", "tokens", "held-out text"]
+    left_out = [name for name, source in counted.items() if source["overlap"]["dropped"]]
+    done = {0: "trained on", len(counted): "left out of the training"}.get(
+        len(left_out), f"left out of {' and '.join(left_out)}, and trained on elsewhere"
     )
-    return [words, table(head, rows, words=(0, 7))]
+    words = (
+        f"Overlapping documents were {done}. They share 13 words in a row with held-out text or scored questions; of "
+        "them, those that are the same text, and those of which half or more is such text. Formulas: further "
+        "documents, which share only words that more than ten documents have. Tokens: the overlapping documents' share "
+        "of the source. Held-out text: how much of the source's own stands in them."
+    )
+    return [words, table(head, rows)]
 
 
 def _known(count: int | None) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from shardscope.cli.arguments import add_device, add_out, path, whole
 from shardscope.config import ConfigError
 from shardscope.device import pick_device
+from shardscope.evals.suite import check_tasks
 from shardscope.reproduce.checks import check, check_machine
 from shardscope.reproduce.offer import default_recipes, format_needs, needs, offer
 from shardscope.reproduce.pair import CHECKPOINTS, load_pair
@@ -55,13 +56,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"--processes {arguments.processes} trains on a card each, --device {arguments.device} names one; use cuda"
         )
+    tasks = _names(arguments.tasks)
+    check_tasks(tasks, None)
     device = pick_device(arguments.device)
     if device.type == "cpu" and not arguments.recipes and not arguments.dry_run:
         print(offer(words))
         return 0
     # As it was typed: each process picks its own card of "auto" and "cuda".
     pair = load_pair(words, arguments.out, arguments.device, arguments.checkpoints)
-    out, tasks, data = pair.pretrain.folder.parent, _names(arguments.tasks), arguments.data or _data_of_environment()
+    out, data = pair.pretrain.folder.parent, arguments.data or _data_of_environment()
     check(pair, out, tasks, data, arguments.processes)
     if arguments.dry_run:  # also for another machine than this one
         print(format_needs(needs(pair, arguments.processes)))

@@ -97,7 +97,7 @@ def _in_short(found: Metrics) -> str:
         f"It read {tokens['pretrain']} tokens in the pretraining and {tokens['anneal']} in the anneal, in "
         f"{minutes:,.1f} minutes of training.",
         f"Held-out text takes {measures.bits(after):.3f} bits per byte after the anneal, and took "
-        f"{measures.bits(before):.3f} before it, in the same windows.",
+        f"{measures.bits(before):.3f} before it, in the same windows{measures.seen_in_short(found)}.",
         *measures.questions_in_short(found),
         *measures.failures_in_short(found),
     ]

@@ -44,13 +44,7 @@ def bits_per_byte(found: Metrics, _: str) -> str:
 
 def _seen(found: Metrics) -> list[str]:
     """Which held-out text stands in part in text that was trained on."""
-    shares = {
-        name: source["overlap"]["held_out_share"]
-        for phase in found["runs"]
-        for name, source in found["text"][phase].items()
-        if source["overlap"] and not source["overlap"]["dropped"]
-        and (source["overlap"].get("held_out_share") or 0) > SEEN
-    }  # fmt: skip
+    shares = _shares_seen(found)
     if not shares:
         return []
     named = ", ".join(f"{share:.0%} of {name}" for name, share in shares.items())
@@ -58,6 +52,21 @@ def _seen(found: Metrics) -> list[str]:
         f"Of the held-out text {named} stands word for word in documents that were trained on, so these figures are "
         "better than new text would give."
     ]
+
+
+def seen_in_short(found: Metrics) -> str:
+    shares = _shares_seen(found)
+    return f"; of {', '.join(shares)} a part was trained on" if shares else ""
+
+
+def _shares_seen(found: Metrics) -> dict[str, float]:
+    return {
+        name: source["overlap"]["held_out_share"]
+        for phase in found["runs"]
+        for name, source in found["text"][phase].items()
+        if source["overlap"] and not source["overlap"]["dropped"]
+        and (source["overlap"].get("held_out_share") or 0) > SEEN
+    }  # fmt: skip
 
 
 def _windows(found: Metrics) -> str:

@@ -69,6 +69,13 @@ def test_without_a_gpu_it_says_what_it_would_take_and_offers_smaller_runs(
         assert f"shardscope reproduce --recipes {pair[0]} {pair[1]}" in said
 
 
+def test_a_name_that_is_no_task_is_no_reason_for_an_offer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "--device", "cpu", "--tasks", "shard_gsm9k"]) == 1
+    said = capsys.readouterr()
+    assert said.err == "error: --tasks shard_gsm9k: no such task; did you mean 'shard_gsm8k'?\n"
+    assert said.out == ""
+
+
 def test_the_needs_of_a_pair_are_those_of_both_phases() -> None:
     pair = load_pair(("shard-pico-pretrain", "shard-pico-anneal"), Path("runs"), checkpoints=20)
     found = needs(pair)

@@ -118,6 +118,7 @@ def test_text_that_is_held_out_too_is_told_by_how_much_of_it_repeats(metrics: di
     assert "Overlapping documents were trained on." in page
     told = "Of the held-out text 12% of one, 12% of two stands word for word in documents that were trained on"
     assert told in page
+    assert "before it, in the same windows; of one, two a part was trained on." in page.partition("## ")[0]
     for phase in metrics["text"].values():
         for source in phase.values() if isinstance(phase, dict) else ():
             source["overlap"]["dropped"] = True

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ from shardscope.reproduce.training import command as training_command
 from shardscope.reproduce.training import train_to_end, train_to_pause
 from shardscope.train.metrics import read_metrics
 from shardscope.train.run import run_status
+
+# Of the metrics: what two runs of the same have different, and how far a signal came before a pause.
+TIMES = {"seconds", "tokens_per_second", "joules", "machine", "made", "stages", "pause", "pauses", "starts", "code"}
 
 
 @pytest.fixture
@@ -268,6 +272,42 @@ def test_a_killed_reproduction_goes_on_after_the_training_that_it_left_behind(tm
     assert found["steps"] == 400
     steps = [line["step"] for line in read_metrics(tmp_path / "out" / "pretrain", "train")]
     assert steps == list(range(1, 401))  # each of them is in the log once
+
+
+@pytest.mark.slow
+def test_a_reproduction_killed_in_stages_of_every_kind_ends_with_the_same_figures(
+    reproduced: Path, metrics: dict[str, Any], tmp_path: Path
+) -> None:
+    words = command(make_recipes(tmp_path), tmp_path / "out", TASKS, "--price-per-hour", "2")
+    for stage in (
+        "tokenizer and token shards",
+        "anneal",
+        "scores of the heads",
+        "failures in the prompt suite",
+        "reach",
+    ):
+        process = start(words)
+        assert process.stdout is not None
+        while f"] {stage}" not in process.stdout.readline():
+            assert process.poll() is None, process.communicate()
+        process.kill()
+        process.wait()
+    assert main(words) == 0
+    found = read_json(tmp_path / "out" / "metrics.json")
+    assert dict(figures(found)) == {key: pytest.approx(value, rel=1e-5) for key, value in figures(metrics)}
+
+
+def figures(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Every figure of a file of metrics but times, by its keys."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if key not in TIMES:
+                yield from figures(part, f"{where}/{key}")
+    elif isinstance(value, list):
+        for number, part in enumerate(value):
+            yield from figures(part, f"{where}/{number}")
+    else:
+        yield where, value
 
 
 # ---------------------------------------------------------------------------------------------------------- mistakes

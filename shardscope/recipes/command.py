@@ -116,11 +116,11 @@ def _model_of_start(recipe: Recipe, path: Path) -> ShardConfig | None:
     """For an anneal whose start is not there yet: the model of the recipe beside its own that will train it."""
     if not recipe.start_from:
         return None
-    run = user_path(recipe.start_from.rpartition("@")[0] or recipe.start_from, "start_from")
+    start = user_path(recipe.start_from.rpartition("@")[0] or recipe.start_from, "start_from").resolve()
     for file in sorted(path.parent.glob("*.toml")):
         with suppress(ConfigError):  # somebody else's file
             other = load_recipe(file)
-            if other.model is not None and other.folder == run:
+            if other.model is not None and start.is_relative_to(other.folder.resolve()):  # a run, or a checkpoint in it
                 return other.model
     return None
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import torch
 
 from shardscope.checkpoint import CheckpointError, read_config
-from shardscope.config import Recipe, ShardConfig, Source
+from shardscope.config import ConfigError, Recipe, ShardConfig, Source, user_path
 from shardscope.data import ReadLog, dealt, documents, files_of, kind_of, located
 from shardscope.device import pick_device
+from shardscope.tokenizer import Tokenizer
 from shardscope.train.flops import flops_per_token
-from shardscope.train.run import find_stable
+from shardscope.train.run import find_stable, may_yet_come
 from shardscope.train.schedule import lr_factor, phase_of
 
 # A training step reaches this share of the rate of a bare matrix product (docs/training.md, "MFU, matmul").
@@ -59,11 +60,17 @@ class Plan:
 def plan(recipe: Recipe, processes: int = 1, model: ShardConfig | None = None) -> Plan:
     """Reckon a recipe. `model` is that of an anneal whose start is not there yet.
 
-    Raises ConfigError for a recipe that cannot be run, as with a source that is not there.
+    Raises ConfigError for a recipe that cannot be run, as with a source or a checkpoint that is not there.
     """
+    _require_its_files(recipe)
     steps, rows = recipe.schedule.steps, recipe.schedule.steps * recipe.train.batch_size
     device, model = pick_device(recipe.train.device), _model(recipe) or model
     drawn = dealt([source.weight for source in recipe.data.sources], rows)
+    if model and recipe.data.seq_len > model.n_ctx:
+        raise ConfigError(
+            f"data.seq_len={recipe.data.seq_len} is longer than the context of the model, which is {model.n_ctx}; "
+            "lower data.seq_len"
+        )
     vocabulary = model.vocab_size if model else ShardConfig().vocab_size
     sources = [
         SourceNeed(source.name, count * recipe.data.seq_len, _size(located(source), vocabulary))
@@ -134,7 +141,21 @@ def _model(recipe: Recipe) -> ShardConfig | None:
     try:
         return read_config(find_stable(recipe.start_from))
     except CheckpointError:
-        return None
+        if may_yet_come(recipe.start_from):
+            return None
+        raise
+
+
+def _require_its_files(recipe: Recipe) -> None:
+    """What is on this machine and small is looked for, so that its lack is not first noticed after a download."""
+    if recipe.tokenizer.path:
+        Tokenizer.load(user_path(recipe.tokenizer.path, "tokenizer.path"))
+    paths = [located(source).holdout for source in recipe.data.sources if source.holdout]
+    if recipe.data.overlap != "ignore":
+        paths += [benchmark.path for benchmark in recipe.data.benchmarks]
+    for path in paths:
+        if kind_of(path) == "files":
+            files_of(path)
 
 
 def _size(source: Source, vocabulary: int) -> int | None:

@@ -145,6 +145,16 @@ def find_stable(start_from: str) -> Path:
     return stable[max(stable) if step is None else step]
 
 
+def may_yet_come(start_from: str) -> bool:
+    """Whether a checkpoint that `find_stable` does not find may be saved later, by a run that has not come to it."""
+    path, step = _run_and_step(start_from)
+    phases = _phases(path)
+    if not phases:
+        return not path.exists() or (path / RECIPE).exists()
+    newest, phase = list(phases.items())[-1]
+    return phase == "warmup" or (phase == "stable" and step is not None and step > step_of(newest))
+
+
 def _phases(run: Path) -> dict[Path, str | None]:
     """A run's checkpoints with a training state, oldest first, and the phase of each.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from shardscope.checkpoint import list_checkpoints
 from shardscope.config import ShardConfig, load_recipe
 from shardscope.data import dealt, prepare, sample_documents
 from shardscope.recipes.command import run_recipe
 from shardscope.tokenizer import Tokenizer
+from shardscope.train import train
 from shardscope.train.flops import flops_per_token
 from shardscope.train.plan import format_plan, memory_needed, plan
 
@@ -138,13 +141,64 @@ def test_on_an_h100_a_dry_run_says_its_hours_and_its_memory(
 
 
 def test_the_model_of_an_anneal_is_looked_for_in_the_recipes_beside_its_own(
-    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken.toml").write_text("name = ")  # somebody else's
-    for start in (tmp_path / "run", f"{tmp_path / 'run'}@15"):
+    monkeypatch.chdir(tmp_path)
+    for start in (tmp_path / "run", f"{tmp_path / 'run'}@15", "run", "./run@15", "run/checkpoints/step-00000015"):
         assert run_recipe("anneal", "", [str(tmp_path / "anneal.toml"), "--dry-run", "--start_from", str(start)]) == 0
         planned = load_recipe(recipe_file).model
         assert planned is not None
         assert f"{planned.n_params:,} parameters" in capsys.readouterr().out
     assert run_recipe("anneal", "", [str(tmp_path / "anneal.toml"), "--dry-run", "--start_from", "elsewhere"]) == 0
     assert "the checkpoint of start_from is not there yet" in capsys.readouterr().out
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one sentence with which a dry run refuses a recipe."""
+    assert run_recipe("anneal", "", [*map(str, words), "--dry-run"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+def test_a_dry_run_refuses_what_the_training_would_refuse(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, anneal = tmp_path / "run", tmp_path / "anneal.toml"
+    train(load_recipe(recipe_file), progress=False)  # its checkpoints: 10, 15 and 20
+    assert "the checkpoint of step 11 is not there; its stable phase has" in told(
+        capsys, anneal, "--start_from", f"{run}@11"
+    )
+    assert "'x' is not a step; write RUN@STEP" in told(capsys, anneal, "--start_from", f"{run}@x")
+    assert "data.seq_len=33 is longer than the context of the model, which is 32" in told(
+        capsys, anneal, "--data.seq_len", 33
+    )
+    train(load_recipe(anneal), progress=False)
+    assert "has no checkpoint of the stable phase" in told(capsys, anneal, "--start_from", tmp_path / "anneal")
+    assert "neither a checkpoint" in told(capsys, anneal, "--start_from", tmp_path / "cache")
+    benchmark = f"[{{name = 'b', path = '{tmp_path / 'twoo.jsonl'}'}}]"
+    assert "twoo.jsonl' names no text files; did you mean" in told(capsys, anneal, "--data.benchmarks", benchmark)
+    held = f"[{{name = 'two', path = '{tmp_path / 'two.jsonl'}', holdout = '{tmp_path / 'held.jsonl'}'}}]"
+    assert "held.jsonl' names no text files" in told(capsys, anneal, "--data.sources", held)
+
+
+def test_a_dry_run_of_a_pretraining_looks_for_its_tokenizer(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(recipe_file), "--dry-run", "--tokenizer.path", str(tmp_path / "none.json")]
+    assert run_recipe("pretrain", "", words) == 1
+    assert "none.json" in capsys.readouterr().err
+
+
+def test_what_a_run_has_not_come_to_yet_is_planned(recipe_file: Path, tmp_path: Path) -> None:
+    train(load_recipe(recipe_file), progress=False)
+    anneal = load_recipe(tmp_path / "anneal.toml")
+    for start in (f"{tmp_path / 'run'}@30", f"{tmp_path / 'elsewhere'}@5"):
+        assert plan(replace(anneal, start_from=start)).hours is None
+    warming = {"run_dir": str(tmp_path / "warming"), "schedule.warmup": "1", "schedule.decay": "0"}
+    train(load_recipe(recipe_file, warming), progress=False)
+    for checkpoint in list_checkpoints(tmp_path / "warming")[-1:]:  # its last step is at the peak
+        shutil.rmtree(checkpoint)
+    assert plan(replace(anneal, start_from=str(tmp_path / "warming"))).hours is None

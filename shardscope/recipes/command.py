@@ -150,6 +150,11 @@ def _closing_words(outcome: Outcome) -> str:
             for name, score in outcome.scores.items()
         ]
     lines += [f"trouble: {trouble}" for trouble in outcome.troubles]
+    if outcome.status == "paused early" and any(outcome.reason.startswith(str(one)) for one in outcome.troubles):
+        lines.append(
+            "the same command pauses again while that lasts; --train.on_trouble report goes on as it is, and rewind "
+            "goes back to a checkpoint from before it and halves the rate; another optimizer.lr needs another --run_dir"
+        )
     return "\n".join(lines)
 
 

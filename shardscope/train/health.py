@@ -59,8 +59,10 @@ class Health:
         self.window = min(200, max(20, steps // 10))
         self.warm = math.ceil(recipe.schedule.warmup * steps) if recipe.phase == "pretrain" else 0
         self.entropy = entropy
-        # An untrained model has the logarithm of its vocabulary; a cap of 30 lets a trained one come near 30.
-        self.largest_logsumexp = max(min(0.8 * logit_cap, 50.0), 2 * math.log(vocab_size))
+        # One logit at the cap gives the cap, half of them give nearly the logarithm of the vocabulary more, which is
+        # what an untrained model has. A cap of 30 lets a trained one come near 24; a low one has no room for that.
+        untrained = math.log(vocab_size)
+        self.largest_logsumexp = max(min(0.8 * logit_cap, 50.0), untrained + min(2.0, 0.6 * logit_cap))
         self.active: dict[str, Trouble] = {}
         self._losses: deque[float] = deque(maxlen=self.window)
         self._usual: dict[str, deque[float]] = {name: deque(maxlen=self.window) for name in ("loss", "norm")}

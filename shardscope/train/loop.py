@@ -27,7 +27,7 @@ from shardscope.train.health import Trouble, dead_heads
 from shardscope.train.interrupt import Stop
 from shardscope.train.lineage import weights_digest
 from shardscope.train.metrics import Metrics, NoMetrics, open_loggers
-from shardscope.train.run import claimed_folder, go_back, newest_checkpoint, prune
+from shardscope.train.run import claimed_folder, go_back, newest_checkpoint, prune, why_not_back
 from shardscope.train.schedule import decay_start, lr_factor, momentum, phase_of, weight_decay
 from shardscope.train.sentinel import report, singular_values
 from shardscope.train.setup import Setup, require_even_batch, set_up
@@ -324,9 +324,11 @@ class Loop:
                 return self._outcome("finished", "every step is done", log=True)
             return self._outcome("paused early", f"{self.stop.reason}, before the last evaluation", log=True)
         if self.stop.reason is None and trouble is not None:
-            if self.recipe.train.on_trouble == "rewind" and self._went_back(trouble):
-                return None
             reason = str(trouble)
+            if self.recipe.train.on_trouble == "rewind":
+                if self._went_back(trouble):
+                    return None
+                reason += f"; {why_not_back(self.recipe.folder, trouble)}"
         else:
             reason = self.stop.reason or "another process was stopped"
         self._save("paused early", reason)

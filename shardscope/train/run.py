@@ -198,15 +198,24 @@ def go_back(run: Path, trouble: Trouble) -> bool:
 
     A run that has not learned since its first step goes back to its beginning; no other run gives up all it has.
     """
+    if why_not_back(run, trouble):
+        return False
     done = times_back(run)
     bad = [checkpoint for checkpoint in list_checkpoints(run) if step_of(checkpoint) >= trouble.step]
-    if len(done) == MOST_TIMES_BACK or (len(bad) == len(list_checkpoints(run)) and trouble.kind != "plateau"):
-        return False
     # Deleted first: a kill in between leaves a run that finds the same trouble again.
     for checkpoint in reversed(bad):
         remove_folder(checkpoint)
     write_json(run / REWINDS, {"rewinds": [*done, {"trouble": str(trouble), "rate_scale": 0.5 ** (len(done) + 1)}]})
     return True
+
+
+def why_not_back(run: Path, trouble: Trouble) -> str:
+    """Why `go_back` cannot let the run go on from before a trouble; empty if it can."""
+    if len(times_back(run)) == MOST_TIMES_BACK:
+        return f"it went back {MOST_TIMES_BACK} times already"
+    if trouble.kind != "plateau" and all(step_of(checkpoint) >= trouble.step for checkpoint in list_checkpoints(run)):
+        return "no checkpoint is from before that"
+    return ""
 
 
 def times_back(run: Path) -> list[dict[str, Any]]:

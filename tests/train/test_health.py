@@ -103,12 +103,18 @@ def test_exploding_gradients_and_logits_are_named(recipe_file: Path) -> None:
     assert "a logsumexp of 28.0, where 24.0 is high" in found[0][1].evidence
 
 
-def test_an_untrained_model_of_any_vocabulary_has_no_exploding_logits(recipe_file: Path) -> None:
-    recipe = load_recipe(recipe_file)
-    for vocab_size in (300, 65536):
-        health = Health(recipe, vocab_size, logit_cap=5.0, entropy=ENTROPY)
-        values = {"cross_entropy": 5.0, "grad_norm": 1.0, "z": math.log(vocab_size) ** 2}
-        assert not [trouble for step in range(1, 20) for trouble in health.step(step, values)]
+@pytest.mark.parametrize("vocab_size", [300, 8192, 65536])
+@pytest.mark.parametrize("cap", [2.0, 5.0, 10.0, 15.0, 30.0, 100.0, 1e4])
+def test_logits_explode_under_any_cap_and_those_of_an_untrained_model_do_not(
+    recipe_file: Path, cap: float, vocab_size: int
+) -> None:
+    """Half of all logits at the cap or at 100, which is what rates of 3 and more make of them; and all about 0."""
+    for largest, scale, expected in ((min(cap, 100.0), 1e6, ["exploding logits"]), (cap, min(1.0, cap / 4), [])):
+        logits = largest * torch.tanh(scale * torch.randn(64, vocab_size, generator=torch.manual_seed(0)) / largest)
+        z = logits.logsumexp(dim=1).square().mean().item()
+        health = Health(load_recipe(recipe_file), vocab_size, logit_cap=cap, entropy=ENTROPY)
+        found = [t for n in range(1, 20) for t in health.step(n, {"cross_entropy": 5.0, "grad_norm": 1.0, "z": z})]
+        assert [trouble.kind for trouble in found] == expected
 
 
 def test_steps_without_finite_numbers_are_left_to_the_loop(recipe_file: Path) -> None:

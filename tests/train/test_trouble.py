@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -67,6 +68,24 @@ def test_trouble_pauses_a_run_that_asks_for_it_and_reporting_lets_it_go_on(recip
     assert run(recipe_file, **absurd).status == "finished"
 
 
+def test_a_run_that_paused_for_trouble_says_how_it_can_go_on(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [word for key, value in ABSURD.items() for word in (f"--{key}", value)]
+    steps = []
+    for choice in ("pause", "pause", "rewind"):
+        assert run_recipe("pretrain", "", [str(recipe_file), *flags, "--train.on_trouble", choice]) == 0
+        said = capsys.readouterr().out
+        steps.append(int(re.search(r"paused early at step (\d+)", said)[1]))  # type: ignore[index]
+        assert "--train.on_trouble report goes on as it is" in said
+    assert steps[1] == steps[0] + 1
+    assert "no checkpoint is from before that" in said
+    assert run_recipe("pretrain", "", [str(recipe_file), *flags, "--train.on_trouble", "report"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("finished at step 100")
+    assert "on_trouble" not in said
+
+
 def plant(monkeypatch: pytest.MonkeyPatch, *at: int, kind: str = "loss spike") -> None:
     """Trouble that begins at these steps of the run, one after the other, each found two steps later."""
     left = list(at)
@@ -115,7 +134,7 @@ def test_a_run_with_nothing_before_its_trouble_is_paused(
     plant(monkeypatch, 3)
     outcome = run(recipe_file, train__on_trouble="rewind")
     assert (outcome.status, outcome.step) == ("paused early", 5)
-    assert outcome.reason == "loss spike since step 3: planted"
+    assert outcome.reason == "loss spike since step 3: planted; no checkpoint is from before that"
 
 
 def test_after_going_back_three_times_a_run_is_paused(
@@ -124,6 +143,7 @@ def test_after_going_back_three_times_a_run_is_paused(
     plant(monkeypatch, 7, 8, 9, 7)
     outcome = run(recipe_file, train__on_trouble="rewind")
     assert (outcome.status, outcome.step) == ("paused early", 9)
+    assert outcome.reason == "loss spike since step 7: planted; it went back 3 times already"
     assert read_metrics(tmp_path / "run", "train")[-1]["lr"] == 1e-2 / 8
 
 

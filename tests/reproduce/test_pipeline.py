@@ -279,13 +279,7 @@ def test_a_reproduction_killed_in_stages_of_every_kind_ends_with_the_same_figure
     reproduced: Path, metrics: dict[str, Any], tmp_path: Path
 ) -> None:
     words = command(make_recipes(tmp_path), tmp_path / "out", TASKS, "--price-per-hour", "2")
-    for stage in (
-        "tokenizer and token shards",
-        "anneal",
-        "scores of the heads",
-        "failures in the prompt suite",
-        "reach",
-    ):
+    for stage in ("tokenizer and token shards", "anneal", "failures in the prompt suite"):
         process = start(words)
         assert process.stdout is not None
         while f"] {stage}" not in process.stdout.readline():
@@ -294,7 +288,10 @@ def test_a_reproduction_killed_in_stages_of_every_kind_ends_with_the_same_figure
         process.wait()
     assert main(words) == 0
     found = read_json(tmp_path / "out" / "metrics.json")
-    assert dict(figures(found)) == {key: pytest.approx(value, rel=1e-5) for key, value in figures(metrics)}
+    assert dict(figures(found)) == {
+        where: pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+        for where, value in figures(metrics)
+    }
 
 
 def figures(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:

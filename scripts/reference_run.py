@@ -42,7 +42,7 @@ def remarks(found: dict[str, Any]) -> dict[str, str]:
             f"below is made from [these files](reference/README.md) by `python scripts/reference_run.py`.\n\n"
             f"{_earlier_run(found, notes)}"
         ),
-        "Its text": f"{_possible_tokens(found)}\n\n{notes['text']} {_scored()}",
+        "Its text": f"{notes['text']} {_scored()}\n\n{_possible_tokens(found)}",
         "Questions": notes["questions"],
         "The card's six prompts": _loop(),
         "Beside the card": _decoding(found, notes),

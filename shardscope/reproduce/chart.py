@@ -43,9 +43,14 @@ def chart(
     if not points:
         raise ValueError(f"{title}: there is no point to draw")
     x_ticks, y_ticks = ticks([x for x, _ in points]), ticks([y for _, y in points])
+    first, last = x_ticks[0], max(x for x, _ in points)
+    if last > first:  # the axis ends where the curves do, and not at the next round number
+        x_ticks = [tick for tick in x_ticks if tick <= last]
+    else:
+        last = x_ticks[-1]
 
     def x_of(value: float) -> float:
-        return LEFT + (RIGHT - LEFT) * (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        return LEFT + (RIGHT - LEFT) * (value - first) / (last - first)
 
     def y_of(value: float) -> float:
         return BOTTOM - (BOTTOM - TOP) * (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])

@@ -42,6 +42,14 @@ def test_parts_of_a_curve_are_not_joined_and_have_one_line_in_the_key() -> None:
     assert drawn.count(">a</text>") == 1
 
 
+def test_the_x_axis_ends_where_the_curves_do() -> None:
+    drawn = chart("Loss", "tokens", "nats", [Curve("a", [[(0, 0), (642, 4)]])])
+    (path,) = re.findall(r'<polyline points="([^"]+)"', drawn)
+    assert path.split()[-1] == f"{RIGHT:.1f},{TOP:.1f}"
+    assert ">600</text>" in drawn
+    assert ">800</text>" not in drawn
+
+
 def test_points_above_the_highest_are_left_out_and_the_axis_ends_where_the_others_do() -> None:
     drawn = chart("Loss", "tokens", "nats", [Curve("a", [[(0, 9), (5, 2), (10, 1)]])], highest=2.5)
     (path,) = re.findall(r'<polyline points="([^"]+)"', drawn)

@@ -6,19 +6,20 @@ It can be killed at any time; started again, it goes on from its newest checkpoi
 
 from __future__ import annotations
 
+import os
 import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from shardscope.checkpoint import list_checkpoints, read_facts
 from shardscope.config import ConfigError
-from shardscope.files import locked
+from shardscope.files import locked, read_json, write_json
 from shardscope.reproduce.pair import Run
 from shardscope.train.metrics import read_metrics
 from shardscope.train.run import LOCK, run_status
@@ -98,24 +99,82 @@ def _require_start(run: Run, weights: str) -> None:
 
 
 def _start(run: Run, processes: int, pause_at: int | None = None) -> None:
-    """Start the training and wait for its end; send it SIGTERM when its log shows `pause_at`."""
+    """Start the training and wait for its end; send it SIGTERM when its log shows `pause_at`.
+
+    Where a reproduction was killed its training may have gone on: that one comes to its end, or to the pause, first.
+    """
+    if (left := LeftBehind.find(run)) is not None:
+        _until_its_end(left, run, left.began, pause_at)
     _wait_for_another(run.folder)
-    began, asked = time.time(), pause_at is None or _newest_step(run.folder) >= pause_at
-    if pause_at is not None and asked:
+    if pause_at is not None and _newest_step(run.folder) >= pause_at:
         return
+    began = time.time()
     # A session of its own: Ctrl+C reaches the training once, through us, and not a second time from the terminal.
     child = subprocess.Popen(command(run, processes), start_new_session=True)
-    with _handing_on_signals(child) as came:
-        while child.poll() is None:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            if not asked and pause_at is not None and _logged(run.folder, pause_at, since=began):
-                asked = True
-                child.send_signal(signal.SIGTERM)
-    if came:
-        raise Signalled(came[0])
+    write_json(_process_file(run), {"pid": child.pid, "began": began})
+    _until_its_end(child, run, began, pause_at)
+    _process_file(run).unlink()
     # torchrun ends with an error after a signal, though the run was saved: its own state counts.
     if child.returncode and not (pause_at is not None and run_status(run.folder)["status"] == "paused early"):
         raise TrainingStopped(f"{run.folder}: {_ended_early(run.phase)} (status {child.returncode})")
+
+
+def _until_its_end(process: subprocess.Popen[bytes] | LeftBehind, run: Run, began: float, pause_at: int | None) -> None:
+    asked = pause_at is None or _newest_step(run.folder) >= pause_at
+    with _handing_on_signals(process) as came:
+        while process.poll() is None:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            if not asked and pause_at is not None and _logged(run.folder, pause_at, since=began):
+                asked = True
+                process.send_signal(signal.SIGTERM)
+    if came:
+        raise Signalled(came[0])
+
+
+class LeftBehind:
+    """The training that a reproduction had started and that goes on since it was killed."""
+
+    def __init__(self, run: Run, pid: int, began: float) -> None:
+        self.began, self._run, self._pid = began, run, pid
+
+    @classmethod
+    def find(cls, run: Run) -> LeftBehind | None:
+        """None where there is none."""
+        try:
+            known = read_json(_process_file(run), ConfigError)
+            found = cls(run, int(known["pid"]), float(known["began"]))
+        except (ConfigError, OSError, LookupError, TypeError, ValueError):
+            return None
+        if found.poll() is not None:
+            return None
+        print(f"{run.folder}: the training that was left behind goes on there; it comes first", flush=True)
+        return found
+
+    def poll(self) -> int | None:
+        """None while it trains; another process of the same number has another command line."""
+        words = [part for word in command(self._run, 1)[1:] for part in word.split()]
+        return None if _command_line(self._pid)[-len(words) :] == words else 0
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self._pid, number)
+
+
+def _process_file(run: Run) -> Path:
+    """Says which process trains, for a start after this one was killed."""
+    return run.folder.with_name(f"{run.folder.name}.process.json")
+
+
+def _command_line(pid: int) -> list[str]:
+    """The words of a process's command line; none where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").split()
+    except OSError:  # it has ended, or this is no Linux
+        with suppress(OSError):
+            return subprocess.run(
+                ["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True
+            ).stdout.split()
+        return []
 
 
 def command(run: Run, processes: int) -> list[str]:
@@ -129,7 +188,7 @@ def command(run: Run, processes: int) -> list[str]:
 
 
 @contextmanager
-def _handing_on_signals(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+def _handing_on_signals(child: subprocess.Popen[bytes] | LeftBehind) -> Iterator[list[int]]:
     """SIGINT and SIGTERM go to the child, which saves and ends; the list fills with what came."""
     came: list[int] = []
 
@@ -146,16 +205,21 @@ def _handing_on_signals(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
 
 
 def _wait_for_another(folder: Path) -> None:
-    """Until no process trains in the folder: where a reproduction was killed, its training may have gone on."""
+    """Until no process trains in the folder."""
     said = False
-    while (folder / LOCK).exists():
-        with (folder / LOCK).open("r+") as lock:
-            if locked(lock.fileno()):
-                return
+    while _held(folder):
         if not said:
             print(f"{folder}: another process is still training there; waiting for its end", flush=True)
             said = True
         time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _held(folder: Path) -> bool:
+    """Whether a process trains in the folder."""
+    if not (folder / LOCK).exists():
+        return False
+    with (folder / LOCK).open("r+") as lock:
+        return not locked(lock.fileno())
 
 
 def _newest_step(folder: Path) -> int:

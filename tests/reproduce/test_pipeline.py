@@ -30,8 +30,8 @@ from shardscope.failures.text_model import FILE_NAME, TextModel, built_in
 from shardscope.files import read_json, write_json
 from shardscope.microscope import SCORES, head_scores, read
 from shardscope.reproduce.pair import load_pair
+from shardscope.reproduce.training import LeftBehind, train_to_end, train_to_pause
 from shardscope.reproduce.training import command as training_command
-from shardscope.reproduce.training import train_to_end, train_to_pause
 from shardscope.train.metrics import read_metrics
 from shardscope.train.run import run_status
 
@@ -305,6 +305,39 @@ def figures(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
             yield from figures(part, f"{where}/{number}")
     else:
         yield where, value
+
+
+def test_a_training_that_was_left_behind_is_paused_where_it_would_have_been(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes = make_recipes(tmp_path)
+    text = Path(recipes[0]).read_text()
+    Path(recipes[0]).write_text(text.replace("steps = 120", "steps = 100_000_000"))
+    process = start(command(recipes, tmp_path / "out", ""))
+    while not read_metrics(tmp_path / "out" / "pretrain", "train"):
+        assert process.poll() is None, process.communicate()
+    process.kill()
+    process.wait()
+    run = load_pair(recipes, tmp_path / "out", "cpu", checkpoints=4).pretrain
+    logged = read_metrics(tmp_path / "out" / "pretrain", "train")[-1]["step"]
+    found = train_to_pause(run, logged + 20)
+    assert (found["status"], found["reason"]) == ("paused early", "SIGTERM")
+    assert found["step"] >= logged + 20
+    assert "the training that was left behind goes on there" in capsys.readouterr().out
+    starts = [line for line in read_metrics(run.folder, "event") if line["event"] == "start"]
+    assert len(starts) == 1
+
+
+def test_a_process_that_only_has_the_number_of_a_training_is_left_alone(tmp_path: Path) -> None:
+    run = load_pair(make_recipes(tmp_path), tmp_path / "out", "cpu", checkpoints=4).pretrain
+    stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    write_json(tmp_path / "out" / "pretrain.process.json", {"pid": stranger.pid, "began": 0.0})
+    assert LeftBehind.find(run) is None
+    for damaged in ({"pid": "x"}, [], {}):
+        write_json(tmp_path / "out" / "pretrain.process.json", damaged)
+        assert LeftBehind.find(run) is None
+    assert stranger.poll() is None
+    stranger.communicate(b"\n")
 
 
 # ---------------------------------------------------------------------------------------------------------- mistakes

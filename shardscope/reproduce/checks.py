@@ -22,6 +22,7 @@ from shardscope.files import check_writable_folder, existing_part
 from shardscope.reproduce.pair import Pair, Run, bytes_of_checkpoint
 from shardscope.tokenizer import Tokenizer
 from shardscope.train.objective import compiles
+from shardscope.train.probes import check_lags
 from shardscope.train.schedule import phase_of
 from shardscope.train.setup import require_even_batch, require_room
 
@@ -62,6 +63,7 @@ def _check_run(run: Run, processes: int) -> None:
     """What a start of either phase needs, short of reading its text."""
     recipe = run.recipe
     require_even_batch(recipe, processes)
+    check_lags(recipe.probe.lags, recipe.data.seq_len)
     for logger in recipe.train.loggers:
         if find_spec(logger) is None:
             raise ConfigError(f"train.loggers names {logger!r}, which is not installed; pip install 'shardscope[log]'")

@@ -109,6 +109,12 @@ def test_a_batch_that_the_processes_cannot_share(refused: Callable[..., str], ph
 
 
 @pytest.mark.parametrize("phase", ["pretrain", "anneal"])
+def test_lags_of_the_biography_that_the_sequences_have_no_room_for(refused: Callable[..., str], phase: str) -> None:
+    said = refused(**{phase: ("[train]", "[probe]\nlags = [60]\n[train]")})
+    assert f"tiny-{phase}.toml: probe.lags" in said
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "anneal"])
 def test_a_logger_that_is_not_installed(
     refused: Callable[..., str], phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,10 +181,11 @@ def _train(recipe: Recipe) -> float:
     return statistics.median(rates)
 
 
-def table(report: dict[str, Any]) -> str:
+def table(report: dict[str, Any], speeds: bool = True) -> str:
     """A Markdown table, a row for each recipe: medians of speed and time, means of what was learnt over the seeds.
 
-    The last column has the sample's standard deviation, where there is more than one seed.
+    The last column has the sample's standard deviation, where there is more than one seed. Without `speeds`, for runs
+    that shared a GPU, nothing is said of time.
     """
     runs = [Run(**{**values, "curve": [Point(**point) for point in values["curve"]]}) for values in report["runs"]]
     sources = [name for name in runs[0].curve[-1].bits_per_byte if name != "all"]
@@ -199,13 +200,13 @@ def table(report: dict[str, Any]) -> str:
                 name,
                 str(len(mine)),
                 f"{mine[0].tokens:,}",
-                f"{_median(mine, 'tokens_per_second'):,.0f}",
-                f"{_median(mine, 'seconds'):.0f}",
+                *([f"{_median(mine, 'tokens_per_second'):,.0f}", f"{_median(mine, 'seconds'):.0f}"] if speeds else []),
                 *(f"{statistics.fmean(found[source] for found in last):.3f}" for source in sources),
                 f"{statistics.fmean(finals):.4f}{spread}",
             ]
         )
-    return "\n".join(markdown(["recipe", "seeds", "tokens", "tokens/s", "seconds", *sources, "all"], rows))
+    timing = ["tokens/s", "seconds"] if speeds else []
+    return "\n".join(markdown(["recipe", "seeds", "tokens", *timing, *sources, "all"], rows))
 
 
 def draw(report: dict[str, Any], path: Path) -> None:

@@ -26,9 +26,6 @@ class OptimizerConfig:
         0.0, help="NorMuon: decay of the second moment that evens out Muon's update over neurons; 0: off"
     )
     weight_decay: float = choice(0.1, help="decoupled weight decay of the Muon matrices")
-    weight_decay_schedule: Literal["constant", "linear"] = choice(
-        "constant", help="linear: weight decay falls to zero over the run, beside what the rate does to it"
-    )
     betas: tuple[float, float] = choice((0.9, 0.95), help="AdamW's betas")
     clip: float = choice(1.0, help="largest global norm of the gradient; 0: no clipping")
     z_loss: float = choice(1e-4, help="weight of mean(logsumexp(capped logits)^2)")

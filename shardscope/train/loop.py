@@ -28,7 +28,7 @@ from shardscope.train.interrupt import Stop
 from shardscope.train.lineage import weights_digest
 from shardscope.train.metrics import Metrics, NoMetrics, open_loggers
 from shardscope.train.run import claimed_folder, go_back, newest_checkpoint, prune, why_not_back
-from shardscope.train.schedule import decay_start, lr_factor, momentum, phase_of, weight_decay
+from shardscope.train.schedule import decay_start, lr_factor, momentum, phase_of
 from shardscope.train.sentinel import report, singular_values
 from shardscope.train.setup import Setup, require_even_batch, set_up
 from shardscope.train.sharding import gathered, whole_model
@@ -160,7 +160,6 @@ class Loop:
             factor,
             self.world.mean(totals["loss"]),
             momentum(self.step, self.recipe.optimizer, self.recipe.schedule),
-            weight_decay(self.step, self.recipe.optimizer, self.recipe.schedule),
         )
         self.setup.optimizer.zero_grad()
         self.monitor.add(self.step, self.recipe.optimizer.lr * factor, totals)

@@ -172,7 +172,7 @@ class ShardOptimizer:
         self.config, self.graphs = config, graphs
         matrices, rest = split_parameters(model)
         self.parameters = [*matrices.values(), *rest.values()]
-        self.inputs = _Inputs(*torch.zeros(4, device=self.parameters[0].device).unbind())
+        self.inputs = _Inputs(*torch.zeros(3, device=self.parameters[0].device).unbind())
         self._addresses: tuple[int, ...] = ()
         self._calls = 0  # with gradients at these addresses
         self._graph: tuple[Callable[[], None], Tensor] | None = None
@@ -182,23 +182,19 @@ class ShardOptimizer:
             for name, parameter in matrices.items():
                 alike.setdefault((_pattern(name), tuple(parameter.shape)), {})[name] = parameter
             self.updates += [_Muon(members, config, group, compiled) for members in alike.values()]
-            self.updates.append(_AdamW(rest, config, compiled, lr=config.lr * config.adamw_ratio, decays=False))
+            self.updates.append(_AdamW(rest, config, compiled, lr=config.lr * config.adamw_ratio, decay=0.0))
         else:
-            self.updates.append(_AdamW(matrices, config, compiled, lr=config.lr, decays=True))
-            self.updates.append(_AdamW(rest, config, compiled, lr=config.lr, decays=False))
+            self.updates.append(_AdamW(matrices, config, compiled, lr=config.lr, decay=config.weight_decay))
+            self.updates.append(_AdamW(rest, config, compiled, lr=config.lr, decay=0.0))
 
     @torch.no_grad()
     def step(
-        self,
-        lr_scale: float = 1.0,
-        loss: Float[Tensor, ""] | None = None,
-        momentum: float | None = None,
-        weight_decay: float | None = None,
+        self, lr_scale: float = 1.0, loss: Float[Tensor, ""] | None = None, momentum: float | None = None
     ) -> Float[Tensor, ""]:
         """Update every parameter at `lr_scale` times its learning rate; returns the gradient's global norm.
 
-        `momentum` and `weight_decay` are those of this step (None: the config's). When the norm, or `loss` if it is
-        given, is not finite, weights and optimizer state stay exactly as they were.
+        `momentum` is Muon's for this step (None: the config's). When the norm, or `loss` if it is given, is not finite,
+        weights and optimizer state stay exactly as they were.
         Raises ValueError if a parameter has no gradient.
         """
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
@@ -206,7 +202,6 @@ class ShardOptimizer:
             raise ValueError("a parameter has no gradient; call backward() before step()")
         self.inputs.rate.fill_(lr_scale)
         self.inputs.momentum.fill_(self.config.momentum if momentum is None else momentum)
-        self.inputs.weight_decay.fill_(self.config.weight_decay if weight_decay is None else weight_decay)
         self.inputs.loss.copy_(torch.zeros(()) if loss is None else loss.detach())
         return self._replayed(gradients) if self.graphs else self._update(gradients)
 
@@ -219,7 +214,6 @@ class ShardOptimizer:
             finite=norm.isfinite() & self.inputs.loss.isfinite(),
             rate=self.inputs.rate,
             momentum=self.inputs.momentum,
-            weight_decay=self.inputs.weight_decay,
         )
         for update in self.updates:
             update.step(gradient)
@@ -282,7 +276,6 @@ class _Inputs:
 
     rate: Float[Tensor, ""]  # share of the peak learning rate
     momentum: Float[Tensor, ""]
-    weight_decay: Float[Tensor, ""]
     loss: Float[Tensor, ""]
 
 
@@ -294,7 +287,6 @@ class _Gradient:
     finite: Tensor  # a bool; False: this step changes nothing
     rate: Float[Tensor, ""]
     momentum: Float[Tensor, ""]  # Muon's
-    weight_decay: Float[Tensor, ""]
 
 
 class _Together:
@@ -370,7 +362,7 @@ class _Muon(_Together):
         else:
             beta = self.config.neuron_beta
             move = self._fused(_evened_out)(move, self.spread, gradient.finite, factor, self.over, beta)
-        torch._foreach_mul_(self.parts, torch.where(gradient.finite, 1 - lr * gradient.weight_decay, 1.0))
+        torch._foreach_mul_(self.parts, torch.where(gradient.finite, 1 - lr * self.config.weight_decay, 1.0))
         torch._foreach_add_(self.parts, self._from_matrices(move))
 
     def _as_matrices(self, update: Float[Tensor, " element"]) -> Float[Tensor, "matrix rows cols"]:
@@ -401,10 +393,10 @@ class _AdamW(_Together):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, compiled: bool, lr: float, decays: bool
+        self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, compiled: bool, lr: float, decay: float
     ) -> None:
         super().__init__(parameters, compiled)
-        self.betas, self.lr, self.decays = config.betas, lr, decays
+        self.betas, self.lr, self.decay = config.betas, lr, decay
         self.exp_avg, self.exp_avg_sq = self.zeros(), self.zeros()
         self.steps = torch.zeros((), device=self.exp_avg.device)
 
@@ -416,8 +408,8 @@ class _AdamW(_Together):
         )
         lr = self.lr * gradient.rate
         move = direction * torch.where(gradient.finite, -lr, 0.0)
-        if self.decays:
-            torch._foreach_mul_(self.parts, torch.where(gradient.finite, 1 - lr * gradient.weight_decay, 1.0))
+        if self.decay:
+            torch._foreach_mul_(self.parts, torch.where(gradient.finite, 1 - lr * self.decay, 1.0))
         torch._foreach_add_(self.parts, [local(part) for part in self.named(move).values()])
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -46,9 +46,3 @@ def _fall(step: int, schedule: ScheduleConfig) -> float:
         return 1.0
     done = (step - start) / max(1, schedule.steps - start)
     return 1 - (math.sqrt(done) if schedule.shape == "sqrt" else done)
-
-
-def weight_decay(step: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
-    """The decoupled weight decay of a step, before the rate multiplies it."""
-    left = 1.0 if optimizer.weight_decay_schedule == "constant" else 1 - step / schedule.steps
-    return optimizer.weight_decay * left

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import tomllib
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
 
 import pytest
 
 from shardscope.bench import learn
-from shardscope.config import ConfigError
+from shardscope.config import PRESETS, ConfigError, load_recipe
 from shardscope.train.metrics import read_metrics
 
 DOCS = Path(__file__).parents[2] / "docs"
+RECIPES = DOCS.parent / "recipes"
 RECIPE = """
 name = "tiny"
 phase = "pretrain"
@@ -96,9 +101,80 @@ def test_what_cannot_be_compared_is_one_sentence(recipes: list[str], tmp_path: P
         learn.run(arguments(recipes[0], "--evaluations", "0", "--device", "cpu"))
 
 
-def test_the_table_in_the_docs_is_the_one_the_numbers_give() -> None:
-    page = (DOCS / "learning.md").read_text(encoding="utf-8")
-    report = json.loads((DOCS / "benchmarks" / "learn-h100.json").read_text(encoding="utf-8"))
-    shown = page.partition("<!-- learn-h100 -->\n")[2].partition("\n<!-- /learn-h100 -->")[0]
-    assert shown == learn.table(report)
-    assert f"{report['loop']['tokens_per_second']:,.0f} tokens/s" in page
+def page() -> str:
+    return (DOCS / "learning.md").read_text(encoding="utf-8")
+
+
+def benchmark(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((DOCS / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def finals(report: dict[str, Any], recipe: str) -> list[float]:
+    return [one["curve"][-1]["bits_per_byte"]["all"] for one in report["runs"] if one["recipe"] == recipe]
+
+
+@pytest.mark.parametrize(("name", "speeds"), [("learn-h100", True), ("ablations-nano-h100", False)])
+def test_the_tables_in_the_docs_are_those_the_numbers_give(name: str, speeds: bool) -> None:
+    shown = page().partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name} -->")[0]
+    assert shown == learn.table(benchmark(name), speeds)
+
+
+def test_the_docs_say_what_the_published_architecture_reaches_and_by_how_much_one_step_further_misses() -> None:
+    report, text = benchmark("learn-h100"), " ".join(page().split())
+    published, further = finals(report, "C"), finals(report, "F")
+    assert len(published) == len(further) == 3
+    assert max(published) <= 1.055
+    assert f"C, reaches {fmean(published):.3f} ± {stdev(published):.4f}" in text
+    seconds = median(one["seconds"] for one in report["runs"] if one["recipe"] == "F")
+    assert f"F has {fmean(further):.3f} ± {stdev(further):.4f} after {seconds:.0f} seconds" in text
+    assert f"the best seed {min(further):.3f}" in text
+    assert f"F misses it by {fmean(further) - 1.013:.3f}" in text
+
+
+def test_muon_needs_less_than_three_quarters_of_the_steps_of_adamw_at_its_best_rate() -> None:
+    report = benchmark("ablations-nano-h100")
+    names = {one["recipe"] for one in report["runs"]}
+    assert all(len(finals(report, name)) == 3 for name in names), "three seeds of each"
+    adamw = {name: fmean(finals(report, name)) for name in names if name.startswith("AdamW")}
+    best = min(adamw, key=adamw.__getitem__)
+    rates = sorted(float(name.rpartition(" ")[2]) for name in adamw)
+    assert rates[0] < float(best.rpartition(" ")[2]) < rates[-1], "the best rate lies between others"
+    muon = fmean(finals(report, "published, 75 % of the tokens"))
+    assert muon < adamw[best]
+    assert f"{best.rpartition(' ')[2]}, ends at {adamw[best]:.3f}; Muon is at {muon:.3f}" in " ".join(page().split())
+
+
+def test_every_variant_of_the_list_was_trained_and_no_other() -> None:
+    listed = tomllib.loads((RECIPES / "ablations" / "shard-nano.toml").read_text(encoding="utf-8"))["variants"]
+    assert {one["recipe"] for one in benchmark("ablations-nano-h100")["runs"]} == set(listed)
+
+
+def test_the_recipe_that_goes_one_step_further_is_the_one_that_was_measured_with_no_parameter_more() -> None:
+    recipe = load_recipe(RECIPES / "shard-54m-minutes-further-pretrain-local.toml", {})
+    assert recipe.model is not None
+    assert recipe.model.n_params == PRESETS["shard-54m"].n_params
+    own = load_recipe(RECIPES / "shard-54m-minutes-pretrain-local.toml", {})
+    (changes,) = {json.dumps(one["changes"]) for one in benchmark("learn-h100")["runs"] if one["recipe"] == "F"}
+    measured = load_recipe(RECIPES / "shard-54m-minutes-pretrain-local.toml", json.loads(changes))
+    assert replace(measured, name=recipe.name) == recipe != replace(own, name=recipe.name)
+
+
+def test_the_speeds_in_the_docs_are_those_of_the_benchmarks() -> None:
+    text, loop, bare = " ".join(page().split()), benchmark("learn-h100")["loop"], benchmark("train-h100")
+    rows = [*bare["rows"], *(row for key, more in bare.items() if key.startswith("rows ") for row in more)]
+    for speed in (loop["tokens_per_second"], *(row["tokens_per_second"] for row in rows)):
+        assert f"{speed:,.0f}" in text
+
+
+def test_the_built_in_model_was_retrained_and_is_still_the_better_choice() -> None:
+    tries = json.loads((DOCS / "reference" / "shard-nano-retrained.json").read_text(encoding="utf-8"))["tries"]
+    logged = read_metrics(DOCS / "reference", "eval", "shard-nano-anneal.metrics.jsonl")
+    shipped = logged[-1]["all"]["bits_per_byte"]
+    for one in tries.values():
+        found = one["anneal"]["held_out_bits_per_byte"]["all"]
+        assert f"{found:.4f}" in page()
+        assert found > 0.98 * shipped, "a gain of 2 % would have to be shipped"
+        assert one["pretrain"]["tokens"] == 7_000 * 65_536
+        assert one["anneal"]["tokens"] == 3_000 * 65_536
+    assert f"instead of {shipped:.4f}" in " ".join(page().split())

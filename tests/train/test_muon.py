@@ -215,3 +215,25 @@ def test_a_loss_that_is_not_finite_skips_the_step_even_with_finite_gradients():
     assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
     optimizer.step(1.0, torch.tensor(1.0))
     assert not all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
+
+
+def test_gradients_that_lie_where_a_step_reads_them_give_the_step_of_those_that_are_gathered() -> None:
+    model, twin = small_model(), small_model()
+    config = OptimizerConfig(lr=1e-2, neuron_beta=0.95)
+    lying, gathered = ShardOptimizer(model, config), ShardOptimizer(twin, config)
+    buffers = lying.gradient_buffers()
+    assert set(buffers) == set(model.parameters())
+    for seed in range(3):
+        give_gradients(twin, seed)
+        for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+            mine.grad = buffers[mine].copy_(theirs.grad)
+        lying.step()
+        gathered.step()
+        for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_each_group_of_muon_holds_matrices_that_are_laid_out_alike() -> None:
+    optimizer = ShardOptimizer(small_model(), OptimizerConfig())
+    kinds = [{name.rpartition(".")[2] for name in update.parameters} for update in optimizer.updates[:-1]]
+    assert kinds == [{"W_Q", "W_K", "W_V"}, {"W_O"}, {"W_gate", "W_in"}, {"W_out"}]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import DistError
 
 from shardscope.checkpoint import TrainingState, checkpoint_folder, list_checkpoints, save_checkpoint
 from shardscope.config import Recipe
@@ -94,7 +95,7 @@ def _attempt(
 
 @contextmanager
 def _what_is_intact(recipe: Recipe) -> Iterator[None]:
-    """To an error of the disk or the memory is added what the run can go on from."""
+    """To an error of the disk, the memory, the GPU or another process is added what the run can go on from."""
     try:
         yield
     except (WriteError, OSError, MemoryError, RuntimeError) as error:
@@ -109,6 +110,9 @@ def _what_is_intact(recipe: Recipe) -> Iterator[None]:
             raise TrainingError(
                 f"no memory is left ({reason}); lower train.micro_batch or the model; {intact}"
             ) from None
+        if isinstance(error, torch.AcceleratorError | DistError):
+            what = "the GPU failed" if isinstance(error, torch.AcceleratorError) else "another process was lost"
+            raise TrainingError(f"{what} ({reason}); {intact}; the same command continues from there") from None
         raise
 
 

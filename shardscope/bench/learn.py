@@ -20,6 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from shardscope.bench.measure import add_shared_arguments, at_least_one, command_line, machine, save
 from shardscope.bench.measure import table as markdown
 from shardscope.bench.variants import Variant, read_variants
@@ -28,6 +30,7 @@ from shardscope.device import pick_device
 from shardscope.files import check_writable_file, whole_file
 from shardscope.train import train
 from shardscope.train.metrics import read_metrics
+from shardscope.train.objective import compiles
 
 TRIAL_STEPS = 40  # of a run that only finds out how many tokens a second there are
 
@@ -174,6 +177,9 @@ def _lasting(recipe: Recipe, steps: int, evaluations: int, folder: Path) -> Reci
 
 def _train(recipe: Recipe) -> float:
     """Train, and the median of the loop's own tokens a second. Raises ConfigError if it was stopped."""
+    if compiles(recipe.train, pick_device(recipe.train.device)):
+        # The compiler keeps eight versions of a function: of a list of many shapes it would leave the rest uncompiled.
+        torch.compiler.reset()
     outcome = train(recipe)
     if outcome.status != "finished":
         raise ConfigError(f"{recipe.folder}: the run was stopped ({outcome.reason}); nothing to compare")

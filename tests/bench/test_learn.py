@@ -11,9 +11,11 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 import pytest
+import torch
 
 from shardscope.bench import learn
 from shardscope.config import PRESETS, ConfigError, load_recipe
+from shardscope.train import Outcome
 from shardscope.train.metrics import read_metrics
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -90,6 +92,20 @@ def test_seconds_become_the_steps_that_fit_into_them(recipes: list[str], tmp_pat
     (one,) = json.loads((tmp_path / "out.json").read_text())["runs"]
     trial = [line["tokens_per_second"] for line in read_metrics(tmp_path / "runs" / "plain-seed0-trial", "train")]
     assert one["tokens"] == pytest.approx(0.4 * sorted(trial)[len(trial) // 2], rel=0.05, abs=128)
+
+
+@pytest.mark.parametrize(("compile", "resets"), [("on", 1), ("off", 0)])
+def test_each_run_is_compiled_as_if_it_were_the_first(
+    compile: str, resets: int, recipes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of models of many shapes would pass the compiler's limit of versions and run uncompiled, slowly."""
+    done: list[bool] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: done.append(True))
+    monkeypatch.setattr(learn, "train", lambda recipe: Outcome("paused early", "no time", 0, Path(), {}))
+    recipe = load_recipe(recipes[0], {"train.compile": compile, "train.device": "cpu"})
+    with pytest.raises(ConfigError, match=r"the run was stopped \(no time\)"):
+        learn._train(recipe)
+    assert len(done) == resets
 
 
 def test_what_cannot_be_compared_is_one_sentence(recipes: list[str], tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean, median, stdev
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -184,7 +184,7 @@ def _train(recipe: Recipe) -> float:
     if outcome.status != "finished":
         raise ConfigError(f"{recipe.folder}: the run was stopped ({outcome.reason}); nothing to compare")
     rates = [line["tokens_per_second"] for line in read_metrics(recipe.folder, "train")]
-    return statistics.median(rates)
+    return median(rates)
 
 
 def table(report: dict[str, Any], speeds: bool = True) -> str:
@@ -193,47 +193,66 @@ def table(report: dict[str, Any], speeds: bool = True) -> str:
     The last column has the sample's standard deviation, where there is more than one seed. Without `speeds`, for runs
     that shared a GPU, nothing is said of time.
     """
-    runs = [Run(**{**values, "curve": [Point(**point) for point in values["curve"]]}) for values in report["runs"]]
+    runs = _runs(report)
     sources = [name for name in runs[0].curve[-1].bits_per_byte if name != "all"]
     rows = []
     for name in dict.fromkeys(one.recipe for one in runs):
         mine = [one for one in runs if one.recipe == name]
         last = [one.curve[-1].bits_per_byte for one in mine]
         finals = [found["all"] for found in last]
-        spread = f" ± {statistics.stdev(finals):.4f}" if len(finals) > 1 else ""
+        spread = f" ± {stdev(finals):.4f}" if len(finals) > 1 else ""
         rows.append(
             [
                 name,
                 str(len(mine)),
                 f"{mine[0].tokens:,}",
                 *([f"{_median(mine, 'tokens_per_second'):,.0f}", f"{_median(mine, 'seconds'):.0f}"] if speeds else []),
-                *(f"{statistics.fmean(found[source] for found in last):.3f}" for source in sources),
-                f"{statistics.fmean(finals):.4f}{spread}",
+                *(f"{fmean(found[source] for found in last):.3f}" for source in sources),
+                f"{fmean(finals):.4f}{spread}",
             ]
         )
     timing = ["tokens/s", "seconds"] if speeds else []
     return "\n".join(markdown(["recipe", "seeds", "tokens", *timing, *sources, "all"], rows))
 
 
-def draw(report: dict[str, Any], path: Path) -> None:
-    """Bits per byte over all sources against seconds of training, a line for each run."""
+def draw(report: dict[str, Any], path: Path, speeds: bool = True) -> None:
+    """A picture of bits per byte over all sources: on the left while training, on the right at the end, seed by seed.
+
+    Curves are means over the seeds, between the lowest and the highest of them; a recipe has one color on both sides.
+    Without `speeds` they stand against tokens, not seconds.
+    """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="seconds of training", ylabel="held-out bits per byte, all sources")
-    for one in report["runs"]:
-        points = [point for point in one["curve"] if point["step"] > 0]
-        axes.plot(
-            [point["seconds"] for point in points],
-            [point["bits_per_byte"]["all"] for point in points],
-            marker="o",
-            markersize=3,
-            label=f"{one['recipe']}, seed {one['seed']}",
-        )
-    axes.legend()
-    axes.grid(alpha=0.3)
+    runs = _runs(report)
+    names = list(dict.fromkeys(one.recipe for one in runs))
+    figure = Figure(figsize=(12, max(4.0, 1.5 + 0.32 * len(names))), layout="constrained")
+    curves, ends = figure.subplots(1, 2, width_ratios=(3, 2))
+    palette = colormaps["tab10" if len(names) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
+    for place, name in enumerate(names):
+        mine, color = [one for one in runs if one.recipe == name], palette[place % len(palette)]
+        points = list(zip(*([point for point in one.curve if point.step > 0] for one in mine), strict=False))
+        across = [fmean(p.seconds if speeds else p.tokens / 1e6 for p in same) for same in points]
+        found = [[point.bits_per_byte["all"] for point in same] for same in points]
+        curves.plot(across, list(map(fmean, found)), marker="o", markersize=3, color=color)
+        curves.fill_between(across, list(map(min, found)), list(map(max, found)), color=color, alpha=0.2, linewidth=0)
+        finals = [one.final for one in mine]
+        ends.plot(finals, [place] * len(finals), "o", color=color, alpha=0.5)
+        ends.plot(fmean(finals), place, "|", color=color, markersize=16, markeredgewidth=2)
+    curves.set_xlabel("seconds of training" if speeds else "million tokens")
+    curves.set_ylabel("held-out bits per byte, all sources")
+    ends.set_yticks(range(len(names)), names)
+    ends.invert_yaxis()
+    ends.yaxis.tick_right()
+    ends.set_xlabel("at the end; bars are means over the seeds")
+    for axes in (curves, ends):
+        axes.grid(alpha=0.3)
     with whole_file(path) as partial:
-        figure.savefig(partial, dpi=150, format="png")
+        figure.savefig(partial, dpi=110, format="png")
+
+
+def _runs(report: dict[str, Any]) -> list[Run]:
+    return [Run(**{**values, "curve": [Point(**point) for point in values["curve"]]}) for values in report["runs"]]
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -244,4 +263,4 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _median(runs: Sequence[Run], name: str) -> float:
-    return statistics.median(getattr(one, name) for one in runs)
+    return median(getattr(one, name) for one in runs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import runpy
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -194,3 +196,14 @@ def test_the_built_in_model_was_retrained_and_is_still_the_better_choice() -> No
         assert one["pretrain"]["tokens"] == 7_000 * 65_536
         assert one["anneal"]["tokens"] == 3_000 * 65_536
     assert f"instead of {shipped:.4f}" in " ".join(page().split())
+
+
+def test_the_pictures_in_the_docs_are_drawn_from_the_benchmarks(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    runpy.run_path(str(DOCS.parent / "scripts" / "learning_pictures.py"))["main"](tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    shown = set(re.findall(r"\(images/([^)]*)\)", page()))
+    assert drawn == shown
+    for name in shown:
+        ours, theirs = ((folder / name).read_bytes()[16:24] for folder in (tmp_path, DOCS / "images"))
+        assert ours == theirs, "as wide and as high"

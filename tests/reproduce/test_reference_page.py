@@ -116,6 +116,22 @@ def test_the_overlap_is_of_the_tokens_that_were_trained_on() -> None:
             assert anew["documents"] + anew["formulas"] == pytest.approx(source["overlap"]["documents"], abs=5)
 
 
+def test_the_minutes_by_the_clock_lie_between_those_of_the_logs_and_the_sum_of_all_stages() -> None:
+    found = json.loads(METRICS.read_text(encoding="utf-8"))
+    notes = json.loads(METRICS.with_name("shard-54m-notes.json").read_text(encoding="utf-8"))
+    lines = [
+        json.loads(
+            METRICS.with_name(f"shard-54m-{phase}.metrics.jsonl").read_text(encoding="utf-8").splitlines()[place]
+        )
+        for phase, place in (("pretrain", 0), ("anneal", -1))
+    ]
+    stages = {stage["name"]: stage["seconds"] for stage in found["stages"]}
+    measuring = sum(seconds for name, seconds in stages.items() if "/" in name)
+    trained = stages["text"] + lines[1]["time"] - lines[0]["time"]
+    at_least = trained + measuring / notes["measured_at_once"]
+    assert at_least / 60 < notes["minutes_by_the_clock"] < sum(stages.values()) / 60
+
+
 def test_the_recipes_that_ran_are_the_packaged_ones() -> None:
     """Fields that recipes have got since do by default what was done then."""
     defaults = {"optimizer": OptimizerConfig(), "schedule": ScheduleConfig(steps=1)}

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -27,10 +27,12 @@ from shardscope.bench.measure import table as markdown
 from shardscope.bench.variants import Variant, read_variants
 from shardscope.config import ConfigError, Recipe, suggest
 from shardscope.device import pick_device
-from shardscope.files import check_writable_file, whole_file
+from shardscope.files import check_writable_file, read_json, whole_file
 from shardscope.train import train
+from shardscope.train.health import troubles_of
 from shardscope.train.metrics import read_metrics
 from shardscope.train.objective import compiles
+from shardscope.train.run import RECIPE
 
 TRIAL_STEPS = 40  # of a run that only finds out how many tokens a second there are
 
@@ -57,6 +59,7 @@ class Run:
     tokens_per_second: float  # median of the loop's log lines
     wall_seconds: float  # everything: preparing, compiling, evaluating, saving
     curve: list[Point]
+    troubles: list[str] = field(default_factory=list)  # that a run had: it may not have learnt for that reason
 
     @property
     def final(self) -> float:
@@ -94,6 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.seconds is not None and not 0 < arguments.seconds < math.inf:
         raise ConfigError(f"--seconds {arguments.seconds:g} trains nothing; use a number above 0")
+    if twice := next((seed for seed in arguments.seeds if arguments.seeds.count(seed) > 1), None):
+        raise ConfigError(f"--seeds: {twice} is named twice, and would learn the same twice; name different ones")
     if arguments.plot:
         check_writable_file(Path(arguments.plot), "--plot")
         if find_spec("matplotlib") is None:
@@ -109,6 +114,9 @@ def run(arguments: argparse.Namespace) -> int:
                 report["runs"].append(asdict(done))
                 save(report, arguments.out)
     print(table(report))
+    for one in report["runs"]:
+        for trouble in one["troubles"]:
+            print(f"{one['recipe']}, seed {one['seed']}: {trouble}")
     if arguments.plot:
         draw(report, Path(arguments.plot))
     return 0
@@ -140,20 +148,24 @@ def learn(
         anneal = replace(variant.anneal, seed=seed, start_from=str(place))
         parts.append((anneal, place.with_name(f"{place.name}-anneal"), tokens * variant.tokens * variant.share))
     curve: list[Point] = []
+    troubles: list[str] = []
     seen, lasted, start = 0, 0.0, time.perf_counter()
     for part, where, amount in parts:
         steps = max(1, round(amount / _step_tokens(part)))
         part = _lasting(part, steps, evaluations, where)
+        _refuse_another(part)
         rate = _train(part)
         for line in read_metrics(where, "eval"):
             found = {source: value["bits_per_byte"] for source, value in line.items() if isinstance(value, dict)}
             now = line["step"] * _step_tokens(part)
             if line["step"] or not seen:  # what an anneal begins with stands there already
                 curve.append(Point(line["step"], seen + now, round(lasted + now / rate, 2), found))
+        troubles += [str(trouble) for trouble, _ in troubles_of(read_metrics(where, "event"))]
         seen, lasted = seen + steps * _step_tokens(part), lasted + steps * _step_tokens(part) / rate
     return Run(
         recipe=variant.name, changes=variant.changes, seed=seed, tokens=seen, seconds=round(lasted, 2),
         tokens_per_second=round(seen / lasted, 1), wall_seconds=round(time.perf_counter() - start, 1), curve=curve,
+        troubles=troubles,
     )  # fmt: skip
 
 
@@ -162,7 +174,7 @@ def _step_tokens(recipe: Recipe) -> int:
 
 
 def _lasting(recipe: Recipe, steps: int, evaluations: int, folder: Path) -> Recipe:
-    """The recipe for `steps` steps, evaluated so often and saved once, at its end."""
+    """The recipe for `steps` steps, evaluated so often and saved once, at its end, which it comes to in any case."""
     every = max(1, steps // evaluations)
     return replace(
         recipe,
@@ -170,9 +182,20 @@ def _lasting(recipe: Recipe, steps: int, evaluations: int, folder: Path) -> Reci
         schedule=replace(recipe.schedule, steps=steps),
         train=replace(
             recipe.train, eval_every=every, save_every=steps, sentinel_every=steps, sample_every=0,
-            log_every=max(1, min(recipe.train.log_every, steps // 5)), loggers=(),
+            on_trouble="report", log_every=max(1, min(recipe.train.log_every, steps // 5)), loggers=(),
         ),
     )  # fmt: skip
+
+
+def _refuse_another(recipe: Recipe) -> None:
+    """Raises ConfigError where the folder holds a run of another length: one that went on has warmed up otherwise."""
+    if (recipe.folder / RECIPE).exists():
+        steps = read_json(recipe.folder / RECIPE, ConfigError).get("schedule", {}).get("steps")
+        if steps != recipe.schedule.steps:
+            raise ConfigError(
+                f"{recipe.folder}: holds a run of {steps} steps, and this one has {recipe.schedule.steps}; give --keep "
+                "another folder"
+            )
 
 
 def _train(recipe: Recipe) -> float:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from shardscope.config import ConfigError, Recipe, load_recipe, suggest
+from shardscope.resources import resource
 
 KEYS = ("recipe", "all", "variants")
 ANNEAL_KEYS = ("recipe", "share", "text")
@@ -52,11 +53,12 @@ class Variant:
 def read_variants(paths: Sequence[str], changes: Mapping[str, str], device: str) -> list[Variant]:
     """Every recipe, and every variant of every list, that `paths` name; `changes` come last and reach all of them.
 
+    What is no file may be the name of a packaged recipe or list, as in shard-pico-pretrain or ablations/shard-pico.
     Raises ConfigError for what is neither, for a recipe that does not begin with nothing learnt, and for a name that
     occurs twice.
     """
     found: list[Variant] = []
-    for path in map(Path, paths):
+    for path in map(_file, paths):
         found += _of_list(path, changes, device) if _is_list(path) else [_of_recipe(path, changes, device)]
     names = [variant.file_name for variant in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -83,6 +85,11 @@ def _with_common_text(variants: list[Variant]) -> list[Variant]:
         replace(variant, recipe=completed(variant.recipe), anneal=variant.anneal and completed(variant.anneal))
         for variant in variants
     ]
+
+
+def _file(word: str) -> Path:
+    packaged = resource("recipes") / f"{word}.toml"
+    return packaged if not Path(word).exists() and packaged.is_file() else Path(word)
 
 
 def _is_list(path: Path) -> bool:

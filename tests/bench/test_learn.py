@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from shardscope.bench import learn
+from shardscope.bench.variants import read_variants
 from shardscope.config import PRESETS, ConfigError, load_recipe
 from shardscope.train import Outcome
 from shardscope.train.metrics import read_metrics
@@ -117,6 +118,45 @@ def test_what_cannot_be_compared_is_one_sentence(recipes: list[str], tmp_path: P
         learn.run(arguments(recipes[0], "--set", "lr", "--device", "cpu"))
     with pytest.raises(ConfigError, match="--evaluations 0 measures nothing; use at least 1"):
         learn.run(arguments(recipes[0], "--evaluations", "0", "--device", "cpu"))
+    with pytest.raises(ConfigError, match="--seeds: 3 is named twice, and would learn the same twice"):
+        learn.run(arguments(recipes[0], "--seeds", "3", "1", "3", "--device", "cpu"))
+
+
+def test_a_run_that_was_kept_is_not_made_longer(recipes: list[str], tmp_path: Path) -> None:
+    """The longer one would have warmed up for longer, so what goes on from the shorter one is another run."""
+    words = [recipes[0], "--evaluations", "1", "--device", "cpu", "--keep", str(tmp_path / "runs"), "--tokens"]
+    assert learn.run(arguments(*words, "640")) == 0
+    assert learn.run(arguments(*words, "640")) == 0
+    with pytest.raises(
+        ConfigError, match="plain-seed0: holds a run of 5 steps, and this one has 10; give --keep anoth"
+    ):
+        learn.run(arguments(*words, "1280"))
+
+
+def test_a_run_that_does_not_learn_is_named_and_the_others_are_compared_all_the_same(
+    recipes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rate, path, choice in (("3", recipes[0], "pause"), ("2e-3", recipes[1], "report")):
+        Path(path).write_text(
+            Path(path).read_text().replace("[train]", f'[optimizer]\nlr = {rate}\n[train]\non_trouble = "{choice}"')
+        )
+    words = [*recipes, "--tokens", "7680", "--evaluations", "1", "--device", "cpu", "--out", str(tmp_path / "out.json")]
+    assert learn.run(arguments(*words)) == 0
+    wild, calm = json.loads((tmp_path / "out.json").read_text())["runs"]
+    assert wild["tokens"] == calm["tokens"] == 7680
+    assert calm["troubles"] == []
+    assert any(" since step " in trouble for trouble in wild["troubles"])
+    said = capsys.readouterr().out
+    assert all(f"plain, seed 0: {trouble}" in said for trouble in wild["troubles"])
+    assert "other, seed 0" not in said
+
+
+def test_packaged_recipes_and_lists_go_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # without a checkout at hand
+    names = [variant.name for variant in read_variants(["shard-pico-pretrain", "ablations/shard-pico"], {}, "cpu")]
+    assert names[:2] == ["shard-pico-pretrain", "published"]
+    with pytest.raises(ConfigError, match="shard-pico-pretrian: no such recipe"):
+        read_variants(["shard-pico-pretrian"], {}, "cpu")
 
 
 def page() -> str:

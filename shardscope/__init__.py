@@ -6,20 +6,22 @@ from shardscope import generate, label, load, read, score
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from shardscope.checkpoint import load
-from shardscope.config import ShardConfig
-from shardscope.model import Shard
-
 if TYPE_CHECKING:
+    from shardscope.checkpoint import load
+    from shardscope.config import ShardConfig
     from shardscope.failures import label
     from shardscope.generation import generate, score, stream
     from shardscope.microscope import read
+    from shardscope.model import Shard
 
 __version__ = "0.1.0"
 __all__ = ["Shard", "ShardConfig", "__version__", "generate", "label", "load", "read", "score", "stream"]
 
-# What a trainer does not need is imported when it is first asked for.
+# Imported when it is first asked for: nobody waits for what they do not use, and a command can prepare for torch.
 _LATER = {
+    "Shard": "shardscope.model",
+    "ShardConfig": "shardscope.config",
+    "load": "shardscope.checkpoint",
     **dict.fromkeys(("generate", "score", "stream"), "shardscope.generation"),
     "read": "shardscope.microscope",
     "label": "shardscope.failures",

@@ -420,6 +420,23 @@ print(sorted(heavy & (set(sys.modules) - before)))
     assert shown.strip() == "[]"
 
 
+def test_a_full_device_is_one_sentence_and_an_error_of_ours_is_not_hidden(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(arguments: object) -> int:
+        raise error
+
+    monkeypatch.setattr("shardscope.cli.info_command.run", run)
+    error: RuntimeError = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    assert main(["info"]) == 1
+    assert capsys.readouterr().err == (
+        "error: the device has no memory left (CUDA out of memory); free some, or use --device cpu\n"
+    )
+    error = RuntimeError("a mistake of ours")
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        main(["info"])
+
+
 def test_the_public_names_are_these() -> None:
     import shardscope
 

@@ -6,17 +6,17 @@ import os
 import sys
 from collections.abc import Sequence
 
-import torch
-
 from shardscope.cli.commands import COMMANDS
 from shardscope.cli.missing import missing_package
 from shardscope.cli.parser import CommandParser
 from shardscope.config import ConfigError
+from shardscope.openmp import wait_briefly
 from shardscope.terminal import prepare_output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status. A mistake of the user's is one sentence on stderr and status 1."""
+    wait_briefly()
     prepare_output()
     try:
         arguments = _parser().parse_args(argv)
@@ -28,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except (ConfigError, ImportError, OSError, torch.OutOfMemoryError) as error:
+    except (ConfigError, ImportError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            raise
         print(f"error: {_sentence(error)}", file=sys.stderr)
         return 1
 
@@ -36,11 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _sentence(error: Exception) -> str:
     if isinstance(error, ImportError):
         return missing_package(error)
-    if isinstance(error, torch.OutOfMemoryError):
+    if _is_out_of_memory(error):
         return f"the device has no memory left ({str(error).partition('.')[0]}); free some, or use --device cpu"
     if isinstance(error, OSError) and not isinstance(error, ConfigError):
         return f"{error.filename or 'the system'}: {error.strerror or error}"
     return str(error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # --help does without it
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _parser() -> CommandParser:

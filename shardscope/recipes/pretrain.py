@@ -8,7 +8,10 @@ examples:
 
 import sys
 
-from shardscope.recipes.command import run_recipe
+from shardscope.openmp import wait_briefly
 
 if __name__ == "__main__":
+    wait_briefly()
+    from shardscope.recipes.command import run_recipe  # brings torch
+
     sys.exit(run_recipe("pretrain", __doc__))

@@ -1,7 +1,8 @@
 """How fast training is, beside transformers' model of the same shape in the same run: a table, and JSON.
 
 A measured step is the trainer's own: a batch from the prefetching thread, forward, fused loss, backward, clipping,
-Muon and AdamW, and the metrics read one step late. What `shardscope bench train` prints and writes comes from here.
+Muon and AdamW, and the metrics read one step late; the variant `loop` is the whole trainer on text. What
+`shardscope bench train` prints and writes comes from here.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from shardscope.bench.measure import (
     synchronize,
 )
 from shardscope.bench.measure import table as markdown
+from shardscope.bench.real_loop import loop_rates
 from shardscope.config import (
     PRESETS,
     ConfigError,
@@ -59,7 +61,7 @@ DOCUMENT = 700
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train. `peer` is a model of transformers, with AdamW in a plain loop."""
+    """One way to train. `peer`: a model of transformers, with AdamW, in a plain loop; `loop`: the whole trainer."""
 
     name: str
     optimizer: str = "muon"
@@ -67,6 +69,7 @@ class Variant:
     mask_documents: bool = False
     hooks: bool = True
     peer: Literal["", "VaultGemma", "Llama"] = ""
+    loop: bool = False
 
 
 VARIANTS = {
@@ -74,6 +77,7 @@ VARIANTS = {
     "fp8-no-hooks": Variant("Shard, MLP in fp8, hook points stripped", fp8=True, hooks=False),
     "fp8-documents": Variant("Shard, MLP in fp8, documents kept apart", fp8=True, mask_documents=True),
     "shard": Variant("Shard"),
+    "loop": Variant("Shard, the real loop", loop=True),
     "documents": Variant("Shard, documents kept apart", mask_documents=True),
     "adamw": Variant("Shard, AdamW", optimizer="adamw"),
     "llama": Variant("transformers' Llama, full attention, AdamW", peer="Llama"),
@@ -122,7 +126,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variants",
         nargs="+",
         choices=tuple(VARIANTS),
-        help="default: all but vaultgemma on CUDA, else shard, vaultgemma",
+        help="default: all but vaultgemma on CUDA, else shard, loop, vaultgemma",
     )
     parser.add_argument("--trace", type=int, default=0, metavar="N", help="steps of fast against float32 losses")
     add_shared_arguments(parser)
@@ -135,7 +139,9 @@ def run(arguments: argparse.Namespace) -> int:
     models = arguments.model or (["shard-54m"] if cuda else ["shard-pico", "shard-nano"])
     lengths = {model: arguments.seq_len or ([2048, 8192] if cuda else [PRESETS[model].n_ctx]) for model in models}
     step_tokens = arguments.tokens or [131_072 if cuda else 8_192]
-    names = arguments.variants or ([n for n in VARIANTS if n != "vaultgemma"] if cuda else ["shard", "vaultgemma"])
+    names = arguments.variants or (
+        [n for n in VARIANTS if n != "vaultgemma"] if cuda else ["shard", "loop", "vaultgemma"]
+    )
     shapes = [(model, seq_len) for model in models for seq_len in lengths[model]]
     for (model, seq_len), tokens in product(shapes, step_tokens):
         if not 1 <= seq_len <= PRESETS[model].n_ctx or tokens < seq_len or tokens % seq_len:
@@ -202,6 +208,13 @@ def table(report: dict[str, Any]) -> str:
         for row in report["rows"]
     ]
     lines = markdown(header, cells)
+    bare = {_shape(row): row["tokens_per_second"] for row in report["rows"] if row["variant"] == VARIANTS["shard"].name}
+    for row in report["rows"]:
+        if row["variant"] == VARIANTS["loop"].name and _shape(row) in bare:
+            share = row["tokens_per_second"] / bare[_shape(row)]
+            lines.append(
+                f"\nThe real loop of {row['model']} at T={row['seq_len']}: {share:.1%} of the bare step's speed."
+            )
     for found in report["traces"]:
         *variants, reference = found["losses"]
         exact = found["losses"][reference]
@@ -213,6 +226,10 @@ def table(report: dict[str, Any]) -> str:
                 f"({exact[0]:.3f} to {exact[-1]:.3f}) is never further than {apart:.1e} (relative) from float32's."
             )
     return "\n".join(lines)
+
+
+def _shape(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["model"], row["seq_len"], row["tokens_per_step"]
 
 
 def matmul_flops(device: torch.device) -> float:
@@ -255,14 +272,42 @@ def timed(
 ) -> TrainingRow:
     """Time `steps` steps after those in which everything is compiled and the caches fill."""
     config = PRESETS[model]
-    batch = tokens // seq_len
     torch._dynamo.reset()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
+    if variant.loop:
+        rates, compile_seconds = loop_rates(recipe_of(variant, config, seq_len, tokens), steps, device)
+        seconds = [tokens / rate for rate in rates]
+    else:
+        seconds, compile_seconds = _step_seconds(variant, config, seq_len, tokens, steps, device)
+    timing = summary(seconds)
+    rate = tokens / timing.median
+    flops = flops_per_token(config, seq_len)
+    promised = datasheet_flops(device)
+    return TrainingRow(
+        variant=variant.name,
+        model=model,
+        seq_len=seq_len,
+        tokens_per_step=tokens,
+        tokens_per_second=round(rate, 1),
+        spread=timing.spread,
+        step_seconds=round(timing.median, 5),
+        compile_seconds=round(compile_seconds, 1),
+        flops_per_token=flops,
+        mfu_datasheet=round(rate * flops / promised, 4) if promised else None,
+        mfu_matmul=round(rate * flops / matmul, 4),
+        peak_memory_gb=round(torch.cuda.max_memory_allocated(device) / 1e9, 2) if device.type == "cuda" else None,
+    )
+
+
+def _step_seconds(
+    variant: Variant, config: ShardConfig, seq_len: int, tokens: int, steps: int, device: torch.device
+) -> tuple[list[float], float]:
+    """(seconds of each bare step, seconds that compiling took before)."""
     make_step = _peer_step if variant.peer else _shard_step
     step = make_step(variant, config, seq_len, tokens, device)
-    with noise(config.vocab_size, batch, seq_len, steps + PLAIN + 3, device) as batches:
+    with noise(config.vocab_size, tokens // seq_len, seq_len, steps + PLAIN + 3, device) as batches:
         following = iter(batches)
         compile_seconds = seconds_of(lambda: step(next(following)), device)
         # Three more with which shapes become graphs, and one to capture them.
@@ -277,24 +322,7 @@ def timed(
             waiting = found
             seconds.append(time.perf_counter() - start)
         synchronize(device)
-    timing = summary(seconds)
-    rate = tokens / timing.median
-    flops = flops_per_token(config, seq_len)
-    promised = datasheet_flops(device)
-    return TrainingRow(
-        variant=variant.name,
-        model=model,
-        seq_len=seq_len,
-        tokens_per_step=tokens,
-        tokens_per_second=round(rate, 1),
-        spread=timing.spread,
-        step_seconds=round(timing.median, 5),
-        compile_seconds=round(max(0.0, compile_seconds - timing.median), 1),
-        flops_per_token=flops,
-        mfu_datasheet=round(rate * flops / promised, 4) if promised else None,
-        mfu_matmul=round(rate * flops / matmul, 4),
-        peak_memory_gb=round(torch.cuda.max_memory_allocated(device) / 1e9, 2) if device.type == "cuda" else None,
-    )
+    return seconds, max(0.0, compile_seconds - summary(seconds).median)
 
 
 def noise(vocab: int, batch: int, seq_len: int, steps: int, device: torch.device) -> Prefetcher:

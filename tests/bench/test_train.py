@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from shardscope.bench import train as bench
-from shardscope.config import PRESETS, ConfigError
+from shardscope.bench.real_loop import loop_rates
+from shardscope.config import PRESETS, ConfigError, ShardConfig
 from shardscope.model import Shard
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -62,10 +65,34 @@ def test_the_bench_prints_a_table_and_writes_json_with_transformers_beside_it(
     assert bench.run(parser.parse_args(words.split())) == 0
     report = json.loads((tmp_path / "b.json").read_text())
     assert report["command"].startswith("shardscope bench train --model shard-pico --seq-len 32 --tokens 64 --steps 2")
-    ours, theirs = report["rows"]
-    assert (ours["variant"], theirs["variant"]) == ("Shard", "transformers' VaultGemma, AdamW")
-    assert all(row["tokens_per_second"] > 0 and row["mfu_matmul"] > 0 for row in (ours, theirs))
+    names = [row["variant"] for row in report["rows"]]
+    assert names == ["Shard", "Shard, the real loop", "transformers' VaultGemma, AdamW"]
+    assert all(row["tokens_per_second"] > 0 and row["mfu_matmul"] > 0 for row in report["rows"])
     assert bench.table(report) in capsys.readouterr().out
+
+
+def test_the_real_loop_is_set_beside_the_bare_step_of_the_same_shape() -> None:
+    row = {"spread": None, "mfu_datasheet": None, "mfu_matmul": None, "peak_memory_gb": None, "compile_seconds": 0.0}
+    shapes = [("shard-nano", 2048, 500.0), ("shard-nano", 2048, 495.0), ("shard-nano", 512, 400.0)]
+    rows: list[dict[str, Any]] = [
+        {**row, "model": model, "seq_len": seq_len, "tokens_per_second": rate, "tokens_per_step": 4096, "variant": name}
+        for (model, seq_len, rate), name in zip(shapes, ["Shard", *2 * ["Shard, the real loop"]], strict=True)
+    ]
+    text = bench.table({"rows": rows, "traces": []})
+    assert "The real loop of shard-nano at T=2048: 99.0% of the bare step's speed." in text
+    assert text.count("The real loop of") == 1
+
+
+def test_the_real_loop_times_every_ten_steps_of_the_trainer_but_the_first_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = ShardConfig(vocab_size=300, n_ctx=32, d_model=16, n_layers=1, n_heads=1, d_head=16, d_mlp=16, window=8)
+    rates, compiling = loop_rates(bench.recipe_of(bench.VARIANTS["loop"], model, 32, 64), 25, torch.device("cpu"))
+    assert len(rates) == 3
+    assert all(rate > 0 for rate in rates)
+    assert compiling >= 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_made_up_language_has_one_successor_for_a_token_nine_times_in_ten() -> None:

@@ -331,7 +331,7 @@ class Loop:
             if self.recipe.train.on_trouble == "rewind":
                 if self._went_back(trouble):
                     return None
-                reason += f"; {why_not_back(self.recipe.folder, trouble)}"
+                reason += f"; {why_not_back(self.recipe, trouble)}"
         else:
             reason = self.stop.reason or "another process was stopped"
         self._save("paused early", reason)
@@ -339,7 +339,7 @@ class Loop:
 
     def _went_back(self, trouble: Trouble) -> bool:
         """Whether the run can be started again from before the trouble, at a lower rate."""
-        done = go_back(self.recipe.folder, trouble) if self.world.main else False
+        done = go_back(self.recipe, trouble) if self.world.main else False
         return self.world.any(done)
 
     def _outcome(self, status: str, reason: str, log: bool = False) -> Outcome:

@@ -193,28 +193,35 @@ def prune(run: Path, keep: int) -> None:
 MOST_TIMES_BACK = 3
 
 
-def go_back(run: Path, trouble: Trouble) -> bool:
+def go_back(recipe: Recipe, trouble: Trouble) -> bool:
     """Let the run go on from its last checkpoint before a trouble began, at half the rate; False if it cannot.
 
     A run that has not learned since its first step goes back to its beginning; no other run gives up all it has.
     """
-    if why_not_back(run, trouble):
+    if why_not_back(recipe, trouble):
         return False
-    done = times_back(run)
-    bad = [checkpoint for checkpoint in list_checkpoints(run) if step_of(checkpoint) >= trouble.step]
+    run, done = recipe.folder, times_back(recipe.folder)
     # Deleted first: a kill in between leaves a run that finds the same trouble again.
-    for checkpoint in reversed(bad):
-        remove_folder(checkpoint)
+    for checkpoint in reversed(list_checkpoints(run)):
+        if step_of(checkpoint) >= trouble.step:
+            remove_folder(checkpoint)
     write_json(run / REWINDS, {"rewinds": [*done, {"trouble": str(trouble), "rate_scale": 0.5 ** (len(done) + 1)}]})
     return True
 
 
-def why_not_back(run: Path, trouble: Trouble) -> str:
+def why_not_back(recipe: Recipe, trouble: Trouble) -> str:
     """Why `go_back` cannot let the run go on from before a trouble; empty if it can."""
-    if len(times_back(run)) == MOST_TIMES_BACK:
+    if len(times_back(recipe.folder)) == MOST_TIMES_BACK:
         return f"it went back {MOST_TIMES_BACK} times already"
-    if trouble.kind != "plateau" and all(step_of(checkpoint) >= trouble.step for checkpoint in list_checkpoints(run)):
+    if any(step_of(checkpoint) < trouble.step for checkpoint in list_checkpoints(recipe.folder)):
+        return ""
+    if trouble.kind != "plateau":
         return "no checkpoint is from before that"
+    if recipe.phase == "anneal":
+        try:
+            find_stable(recipe.start_from)
+        except ConfigError as error:
+            return f"it would have to begin again, and cannot: {error}"
     return ""
 
 

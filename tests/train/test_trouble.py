@@ -15,7 +15,7 @@ from shardscope.checkpoint import list_checkpoints
 from shardscope.config import load_recipe
 from shardscope.files import read_json
 from shardscope.recipes.command import run_recipe
-from shardscope.train import Outcome, step_monitor, train
+from shardscope.train import Outcome, loop, step_monitor, train
 from shardscope.train.about import describe_run
 from shardscope.train.health import Health, Trouble
 from shardscope.train.metrics import read_metrics
@@ -128,6 +128,27 @@ def test_a_run_that_never_learned_goes_back_to_its_beginning(
     assert [line["resumed_at"] for line in events(tmp_path / "run", "start")] == [0]
 
 
+def test_an_anneal_that_never_learned_begins_again_where_it_forks_and_keeps_what_it_has_where_it_cannot(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = run(recipe_file)
+    choices = {"train__on_trouble": "rewind", "train__save_every": "4"}
+    plant(monkeypatch, 0, 1, kind="plateau")
+    outcome = run(tmp_path / "anneal.toml", **choices)
+    assert outcome.status == "finished"
+    (start,) = events(tmp_path / "anneal", "start")
+    assert (start["resumed_at"], start["rate_scale"]) == (0, 0.25)
+    assert start["started_from"] == str(parent.checkpoint)
+
+    plant(monkeypatch, 0, kind="plateau")
+    monkeypatch.setattr(loop, "go_back", lambda *what: (tmp_path / "run").rename(tmp_path / "moved") and go_back(*what))
+    outcome = run(tmp_path / "anneal.toml", **choices, run_dir=str(tmp_path / "other"))
+    assert (outcome.status, outcome.step) == ("paused early", 2)
+    assert "planted; it would have to begin again, and cannot: " in outcome.reason
+    assert "run: no such checkpoint or run" in outcome.reason
+    assert list_checkpoints(tmp_path / "other") == [outcome.checkpoint]
+
+
 def test_a_run_with_nothing_before_its_trouble_is_paused(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +175,7 @@ def test_a_kill_while_going_back_leaves_a_run_that_finds_the_same_trouble(recipe
         (path.parent.name, json.loads(path.read_text())["learning_rate"])
         for path in (tmp_path / "run").rglob("state.json")
     ]
-    assert go_back(tmp_path / "run", Trouble("loss spike", 12, "planted"))
+    assert go_back(load_recipe(recipe_file), Trouble("loss spike", 12, "planted"))
     assert [c.name for c in list_checkpoints(tmp_path / "run")] == ["step-00000010"]
     (tmp_path / "run" / "rewinds.json").unlink()  # as if the kill came between
     again = run(recipe_file)

@@ -7,6 +7,8 @@
     exploding gradients  three norms in a row are twenty times the usual one
     exploding weights    a matrix has a singular value that no training of ours has reached
     dead heads           heads whose output has all but vanished beside that of the others
+    rising held-out loss the held-out bits per byte lie a twentieth above what the run had, or began with: the rate is
+                         too high for an anneal, or the text is learned by heart
 
 The window is a tenth of the steps, from 20 to 200. Everything here is arithmetic on a few hundred floats.
 """
@@ -33,6 +35,7 @@ from shardscope.train.sharding import whole
 IN_A_ROW = 3  # steps that one unusual batch does not explain
 LARGEST_SINGULAR_VALUE = 1e3
 DEAD = 1e-2  # of the usual head's output
+RISE = 0.05  # of the held-out loss; evaluations of a run that learns differ by less
 LOGGED = ("cross_entropy", "grad_norm", "z")  # of each step
 # What a lower rate may mend; the rest is only reported.
 MENDED_BY_A_LOWER_RATE = ("loss spike", "plateau", "exploding logits", "exploding gradients")
@@ -64,6 +67,7 @@ class Health:
         untrained = math.log(vocab_size)
         self.largest_logsumexp = max(min(0.8 * logit_cap, 50.0), untrained + min(2.0, 0.6 * logit_cap))
         self.active: dict[str, Trouble] = {}
+        self._lowest = (0, math.inf)  # held-out bits per byte so far, with the step
         self._losses: deque[float] = deque(maxlen=self.window)
         self._usual: dict[str, deque[float]] = {name: deque(maxlen=self.window) for name in ("loss", "norm")}
         self._recent: deque[dict[str, float]] = deque(maxlen=IN_A_ROW)
@@ -104,6 +108,18 @@ class Health:
         self._set("dead heads", step, ", ".join(dead))
         return [self.active[kind] for kind in self.active if kind not in before]
 
+    def evaluation(self, step: int, bits_per_byte: float) -> list[Trouble]:
+        """What an evaluation on all held-out text says beside those before it."""
+        if not math.isfinite(bits_per_byte):
+            return []
+        before = set(self.active)
+        self._lowest = min(self._lowest, (step, bits_per_byte), key=lambda one: one[1])
+        at, lowest = self._lowest
+        risen = bits_per_byte > (1 + RISE) * lowest
+        evidence = f"{bits_per_byte:.3f} bits per byte, after {lowest:.3f}" if risen else ""
+        self._set("rising held-out loss", at, evidence)
+        return [self.active[kind] for kind in self.active if kind not in before]
+
     def mendable(self, step: int) -> Trouble | None:
         """The trouble that calls for pausing or going back: one that a lower rate may mend, and that lasts."""
         for kind in MENDED_BY_A_LOWER_RATE:
@@ -114,11 +130,14 @@ class Health:
         return None
 
     def resume(self, lines: Sequence[Mapping[str, Any]], troubles: Iterable[Trouble]) -> None:
-        """Go on where a run stopped: `lines` of its log of training steps, and the trouble that was not over."""
-        for line in lines[-self.window :]:
+        """Go on where a run stopped: `lines` of steps and evaluations of its log, and the trouble that was not over."""
+        for line in [line for line in lines if line["kind"] == "train"][-self.window :]:
             # A number that was not finite was logged as null.
             values = {name: _number(line.get(name)) for name in LOGGED}
             self.step(line["step"], values)
+        for line in lines:
+            if line["kind"] == "eval" and isinstance(scores := line.get("all"), Mapping):
+                self.evaluation(line["step"], _number(scores.get("bits_per_byte")))
         self.active = {trouble.kind: trouble for trouble in troubles}
 
     def _set(self, kind: str, step: int, evidence: str | None) -> None:

@@ -228,7 +228,7 @@ class Loop:
         if scores is not None:
             self.scores, self.evaluated = scores, self.step
             self.metrics.write("eval", self.step, **{name: score.to_dict() for name, score in scores.items()})
-            self.monitor.held_out = scores["all"].bits_per_byte
+            self.monitor.evaluated(self.step, scores["all"].bits_per_byte)
 
     def _look_at_matrices(self) -> None:
         self.monitor.catch_up()

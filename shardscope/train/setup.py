@@ -67,7 +67,7 @@ class Setup:
     complete: bool = False  # all that the recipe asks for was done before
     looked: frozenset[str] = frozenset()  # kinds of lines that the log has of this very step
     logged: frozenset[tuple[str, int]] = frozenset()  # kind and step of all lines, also of those that were dropped
-    steps_logged: tuple[dict[str, Any], ...] = ()  # its lines of training steps
+    measured: tuple[dict[str, Any], ...] = ()  # its lines of training steps and of evaluations
     troubles: tuple[Trouble, ...] = ()  # that were not over at this step
 
     def describe(self) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def _from_the_log(recipe: Recipe, step: int, resumes: bool, world: World) -> dic
         "looked": frozenset(
             str(line["kind"]) for line in [*lines, *read_metrics(recipe.folder, file=BIOGRAPHY)] if line["step"] == step
         ),
-        "steps_logged": tuple(line for line in lines if line["kind"] == "train"),
+        "measured": tuple(line for line in lines if line["kind"] in ("train", "eval")),
         "troubles": tuple(trouble for trouble, over in troubles_of(lines) if over is None),
     }
 

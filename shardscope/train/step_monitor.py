@@ -38,7 +38,7 @@ class StepMonitor:
         self.skipped, self.bad_in_a_row = setup.skipped, 0
         self.seconds = setup.seconds
         self.health = Health(recipe, setup.model.config.vocab_size, setup.model.config.logit_cap, setup.token_entropy)
-        self.health.resume(setup.steps_logged, setup.troubles)
+        self.health.resume(setup.measured, setup.troubles)
         self.mendable: Trouble | None = None
         self._lag = LAG.get(setup.world.device.type, 1)
         self._waiting: deque[tuple[int, float, dict[str, Tensor]]] = deque()
@@ -69,6 +69,11 @@ class StepMonitor:
     def look(self, step: int, found: list[Singular], dead: list[str]) -> None:
         """What the matrices of the model say at a step."""
         self._tell(step, lambda: self.health.matrices(step, found, dead))
+
+    def evaluated(self, step: int, bits_per_byte: float) -> None:
+        """What the held-out text says at a step, over all sources."""
+        self.held_out = bits_per_byte
+        self._tell(step, lambda: self.health.evaluation(step, bits_per_byte))
 
     def _tell(self, step: int, look: Callable[[], list[Trouble]]) -> None:
         """Log the trouble that `look` finds, and that which is over."""

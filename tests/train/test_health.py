@@ -117,6 +117,29 @@ def test_logits_explode_under_any_cap_and_those_of_an_untrained_model_do_not(
         assert [trouble.kind for trouble in found] == expected
 
 
+def test_held_out_text_that_is_learned_worse_than_before_is_named_until_it_is_not(recipe_file: Path) -> None:
+    health = Health(load_recipe(recipe_file), 300, 30.0, ENTROPY)
+    told = [
+        [str(trouble) for trouble in health.evaluation(step, bits)]
+        for step, bits in ((0, 2.0), (50, 2.09), (100, 1.5), (150, math.nan), (200, 1.57), (250, 1.6), (300, 1.7))
+    ]
+    expected = "rising held-out loss since step 100: 1.600 bits per byte, after 1.500"
+    assert told == [[], [], [], [], [], [expected], []]
+    assert health.mendable(300) is None
+    assert health.evaluation(350, 1.49) == []
+    assert health.active == {}
+
+
+def test_evaluations_are_remembered_over_a_restart(recipe_file: Path) -> None:
+    lines = [
+        {"kind": "eval", "step": step, "all": {"bits_per_byte": bits}}
+        for step, bits in ((0, 2.0), (50, 1.2), (100, None), (150, "low"))
+    ]
+    health = Health(load_recipe(recipe_file), 300, 30.0, ENTROPY)
+    health.resume([*lines, {"kind": "eval", "step": 170, "all": 3}, {"kind": "eval", "step": 180}], ())
+    assert [trouble.step for trouble in health.evaluation(200, 1.3)] == [50]
+
+
 def test_steps_without_finite_numbers_are_left_to_the_loop(recipe_file: Path) -> None:
     assert watch(recipe_file, loss=lambda step: math.nan if step % 7 == 0 else learning(step), steps=400)[1] == []
 

@@ -68,6 +68,17 @@ def test_trouble_pauses_a_run_that_asks_for_it_and_reporting_lets_it_go_on(recip
     assert run(recipe_file, **absurd).status == "finished"
 
 
+def test_an_anneal_at_a_rate_that_undoes_the_pretraining_says_so(recipe_file: Path, tmp_path: Path) -> None:
+    """Its loss jumps in the first steps, when there is no usual one yet, and stays below a plateau."""
+    run(recipe_file, schedule__steps="150", train__save_every="150", train__eval_every="150")
+    gentle = run(tmp_path / "anneal.toml", schedule__steps="20")
+    assert gentle.troubles == ()
+    hot = {"run_dir": str(tmp_path / "hot"), "optimizer__lr": "1", "schedule__decay": "0.2"}
+    outcome = run(tmp_path / "anneal.toml", **hot, schedule__steps="40", train__eval_every="20")
+    assert "rising held-out loss" in [trouble.kind for trouble in outcome.troubles]
+    assert "trouble        rising held-out loss since step 0: " in describe_run(tmp_path / "hot")
+
+
 def test_a_run_that_paused_for_trouble_says_how_it_can_go_on(
     recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

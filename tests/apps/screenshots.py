@@ -39,7 +39,10 @@ PICTURES: dict[str, tuple[str, dict[str, object], str, str, int, str]] = {
     ),
     "tokens": ("tokens", {"query": 79, "ablate": "3.0"}, "[data-shows=attribution]", "", 1280, "light"),
     "heads": ("heads", {**RUN, "by": "previous", "follow": True}, ".vega-embed", "", 1280, "dark"),
-    "runs": ("runs", {"curve": "bits_per_byte"}, ".vega-embed", ".st-key-take-biography-of-heads", 1280, "light"),
+    "runs": (
+        "runs", {"curve": "bits_per_byte", "biography": "shard-pico-pretrain (shipped)"}, ".vega-embed",
+        ".st-key-take-biography-of-heads", 1280, "light",
+    ),
     "atlas": ("failures", A_LOOP, ".marked", ".st-key-take-sample", 1280, "light"),
     "failures": ("failures", {**A_LOOP, "cause": True, "without": True}, ".marked >> nth=2", "", 1280, "light"),
     "phone": ("attention", {"layer": 0, "head": 1, "map": "band"}, "[data-shows^=pattern]", MAP, 390, "dark"),

@@ -24,7 +24,7 @@ from shardscope.config import (
     user_path,
 )
 from shardscope.model import Shard
-from shardscope.processes import is_main_process
+from shardscope.processes import Processes, is_main_process
 from shardscope.resources import resource
 from shardscope.terminal import prepare_output
 from shardscope.train import Interrupted, Outcome, TrainingError, train
@@ -81,7 +81,10 @@ def run(arguments: argparse.Namespace, phase: str | None = None) -> int:
                 f"{path}: phase={recipe.phase!r}; run it with python -m shardscope.recipes.{recipe.phase}"
             )
         if arguments.dry_run:
-            print(format_plan(plan(recipe, model=_model_of_start(recipe, path))))
+            processes = Processes.of_torchrun()
+            found = plan(recipe, processes.size, _model_of_start(recipe, path))
+            if processes.main:
+                print(format_plan(found))
             return 0
         outcome = train(recipe, probe=partial(_probe, recipe.folder), study=_study)
     except (ConfigError, TrainingError) as error:

@@ -22,6 +22,7 @@ from shardscope.tokenizer import Tokenizer
 from shardscope.train.flops import flops_per_token
 from shardscope.train.run import find_stable, may_yet_come
 from shardscope.train.schedule import lr_factor, phase_of
+from shardscope.train.setup import require_even_batch
 
 # A training step reaches this share of the rate of a bare matrix product (docs/training.md, "MFU, matmul").
 _SHARE_OF_MATMUL = {"cuda": 0.48, "mps": 0.4, "cpu": 0.6}
@@ -58,10 +59,11 @@ class Plan:
 
 
 def plan(recipe: Recipe, processes: int = 1, model: ShardConfig | None = None) -> Plan:
-    """Reckon a recipe. `model` is that of an anneal whose start is not there yet.
+    """Reckon a recipe on so many processes; `model` is that of an anneal whose start is not there yet.
 
     Raises ConfigError for a recipe that cannot be run, as with a source or a checkpoint that is not there.
     """
+    require_even_batch(recipe, processes)
     _require_its_files(recipe)
     steps, rows = recipe.schedule.steps, recipe.schedule.steps * recipe.train.batch_size
     device, model = pick_device(recipe.train.device), _model(recipe) or model

@@ -202,3 +202,22 @@ def test_what_a_run_has_not_come_to_yet_is_planned(recipe_file: Path, tmp_path: 
     for checkpoint in list_checkpoints(tmp_path / "warming")[-1:]:  # its last step is at the peak
         shutil.rmtree(checkpoint)
     assert plan(replace(anneal, start_from=str(tmp_path / "warming"))).hours is None
+
+
+def test_under_torchrun_one_process_says_what_each_of_them_takes(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(recipe_file)
+    alone, among = plan(recipe), plan(recipe, 4)
+    assert recipe.model is not None
+    assert alone.memory == memory_needed(recipe.model, 4 * recipe.data.seq_len, halves=False)
+    assert among.memory == memory_needed(recipe.model, recipe.data.seq_len, halves=False)
+    assert among.flops == alone.flops
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for rank, said in ((0, True), (3, False)):
+        monkeypatch.setenv("RANK", str(rank))
+        assert run_recipe("pretrain", "", [str(recipe_file), "--dry-run"]) == 0
+        assert ("FLOPs" in capsys.readouterr().out) == said
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert run_recipe("pretrain", "", [str(recipe_file), "--dry-run"]) == 1
+    assert "train.batch_size=4 cannot be divided among 3 processes; use a multiple of 3" in capsys.readouterr().err

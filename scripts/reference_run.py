@@ -5,6 +5,7 @@ The metrics are what `shardscope reproduce` collected; docs/reference/README.md 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 METRICS = DOCS / "reference" / "shard-54m-run.json"
 NOTES = DOCS / "reference" / "shard-54m-notes.json"
 OVERLAP = DOCS / "reference" / "shard-54m-overlap.json"
+UNSEEN = DOCS / "reference" / "shard-54m-unseen.json"  # made by scripts/held_out_unseen.py
 XRAY = DOCS / "reference" / "shard-54m-xray.json"
 DECODING = DOCS / "benchmarks" / "decode-h100.json"
 MOST_PASSES = 8  # of any source, in both phases together
@@ -43,6 +45,7 @@ def remarks(found: dict[str, Any]) -> dict[str, str]:
             f"{_earlier_run(found, notes)}"
         ),
         "Its text": f"{notes['text']} {_scored()}\n\n{_possible_tokens(found)}",
+        "Bits per byte, by source": _unseen(found),
         "Questions": notes["questions"],
         "The card's six prompts": _loop(),
         "Beside the card": _decoding(found, notes),
@@ -63,6 +66,29 @@ def _earlier_run(found: dict[str, Any], notes: dict[str, Any]) -> str:
         f"It has been run twice: an earlier run ({earlier['what']}) ended the pretraining at {before[1]:.4f} and the "
         f"anneal at {after[1]:.4f} held-out bits per byte, this one at {before[0]:.4f} and {after[0]:.4f}. "
         "How much another seed would change was not measured."
+    )
+
+
+def _unseen(found: dict[str, Any]) -> str:
+    """What the held-out text takes without the words that it has in common with training text."""
+    counted = read_json(UNSEEN, ConfigError)
+    bits, size = 0.0, 0
+    for name, positions in found["loss"]["after"].items():
+        if name in counted:
+            part = counted[name]["not seen"]
+            bits, size = bits + part["bits_per_byte"] * part["bytes"], size + part["bytes"]
+        else:  # of these nothing was seen
+            bits += sum(some["nats"] for some in positions) / math.log(2)
+            size += sum(some["bytes"] for some in positions)
+    shares = ", ".join(f"{s['seen']['bytes'] / s['all']['bytes']:.0%} of {name}" for name, s in counted.items())
+    alone = ", ".join(
+        f"{name} {s['not seen']['bits_per_byte']:.3f} instead of {s['all']['bits_per_byte']:.3f}"
+        for name, s in counted.items()
+    )
+    return (
+        f"How much better: without the words that stand in those documents ({shares}, in bytes of these windows), the "
+        f"model takes, in bits per byte, {alone}, and over all sources {bits / size:.3f} "
+        "(`scripts/held_out_unseen.py`, with the weights rounded to bfloat16)."
     )
 
 

@@ -50,12 +50,13 @@ class Holdout:
         self._byte_lengths = np.array([len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size)])
         every = math.ceil((len(shard) - 1) / seq_len)
         wanted = min(every, math.ceil(eval_tokens / seq_len))
-        self._starts = [window * every // wanted * seq_len for window in range(wanted)]
+        # Where the windows begin, in the tokens of `shard`.
+        self.starts = [window * every // wanted * seq_len for window in range(wanted)]
 
     def batches(self, batch_size: int) -> Iterator[HoldoutBatch]:
         """The same windows in the same order every time; the last batch may be smaller."""
-        for first in range(0, len(self._starts), batch_size):
-            tokens = np.stack([self._window(start) for start in self._starts[first : first + batch_size]])
+        for first in range(0, len(self.starts), batch_size):
+            tokens = np.stack([self._window(start) for start in self.starts[first : first + batch_size]])
             lengths = self._byte_lengths[tokens[:, 1:]]
             yield HoldoutBatch(torch.from_numpy(tokens), torch.from_numpy(lengths))
 

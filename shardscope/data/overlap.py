@@ -92,6 +92,16 @@ def count_overlap(
     return _opened(folder, shards, list(counted))
 
 
+def overlapping_documents(shards: Mapping[str, SourceShards], tokenizer: Tokenizer) -> dict[str, Places]:
+    """For each source the numbers of its training documents that overlap with held-out text of any source."""
+    pieces, index = _Pieces(tokenizer), _Index()
+    for name, both in shards.items():
+        index.add(held_out_name(name), pieces.documents(both.holdout))
+    return {
+        name: _count(name, both.train, index, pieces, drop=False, progress=False)[1] for name, both in shards.items()
+    }
+
+
 def _opened(folder: Path, shards: Mapping[str, SourceShards], counted: list[str]) -> dict[str, SourceShards]:
     try:
         with compared(folder, sorted(read_manifest(folder) or ())):

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,11 @@ from shardscope.train.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 PAGE, METRICS = ROOT / "docs" / "reference-run.md", ROOT / "docs" / "reference" / "shard-54m-run.json"
+
+
+def read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(METRICS.with_name(name).read_text(encoding="utf-8"))
+    return found
 
 
 def test_the_page_and_its_pictures_are_those_of_the_metrics(tmp_path: Path) -> None:
@@ -164,3 +170,19 @@ def test_no_source_was_read_more_than_eight_times_in_both_phases() -> None:
 
 def test_the_metrics_name_no_place_on_the_machine_that_made_them() -> None:
     assert not re.search(r'": "(/|~|[A-Z]:)', METRICS.read_text(encoding="utf-8"))
+
+
+def test_what_was_not_seen_is_the_rest_of_what_was_measured() -> None:
+    counted, run = read("shard-54m-unseen.json"), read("shard-54m-run.json")
+    overlap = read("shard-54m-overlap.json")["anneal"]
+    assert counted.keys() == {name for name, found in overlap.items() if found["documents"]}
+    for name, source in counted.items():
+        assert source["overlapping_documents"] == overlap[name]["documents"]
+        parts = [source["not seen"], source["seen"]]
+        for key in ("tokens", "bytes"):
+            assert sum(part[key] for part in parts) == source["all"][key]
+        bits = sum(part["bits_per_byte"] * part["bytes"] for part in parts)
+        assert bits / source["all"]["bytes"] == pytest.approx(source["all"]["bits_per_byte"], rel=1e-5)
+        # The run's own figure, of weights that were not rounded.
+        measured = run["runs"]["anneal"]["held_out"][-1]["bits_per_byte"][name]
+        assert source["all"]["bits_per_byte"] == pytest.approx(measured, rel=2e-3)

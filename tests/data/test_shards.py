@@ -167,7 +167,12 @@ print(len(shards.train), len(shards.holdout))
 def start(data: DataConfig, tokenizer: Path) -> subprocess.Popen[str]:
     arguments = [sys.executable, "-c", PROGRAM, data.sources[0].path, data.cache_dir, str(tokenizer)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    # A shell starts what it runs in the background with SIGINT ignored, and so would be what that starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process

@@ -40,7 +40,7 @@ def test_compile_off_compiles_nothing_and_on_compiles_blocks_and_optimizer(
     on = {"train.compile": "on", "run_dir": str(tmp_path / "on")}
     train(load_recipe(recipe_file, {**flags, **on}), progress=False)
     functions = {thing for thing in compiled if not isinstance(thing, nn.Module)}
-    assert functions == ({muon._nesterov, muon._adam} if name == "muon" else {muon._adam})
+    assert functions == ({muon._nesterov, muon._normalised, muon._adam} if name == "muon" else {muon._adam})
     assert sum(isinstance(thing, nn.Module) for thing in compiled) == 3  # two blocks and the last norm
 
 

@@ -86,8 +86,8 @@ def _unseen(found: dict[str, Any]) -> str:
         for name, s in counted.items()
     )
     return (
-        f"How much better: without the words that stand there thirteen in a row ({shares}, in bytes of these windows), the "
-        f"model takes, in bits per byte, {alone}, and over all sources {bits / size:.3f} "
+        f"How much better: without the words that stand there thirteen in a row ({shares}, in bytes of these windows), "
+        f"the model takes, in bits per byte, {alone}, and over all sources {bits / size:.3f} "
         "(`scripts/held_out_unseen.py`, with the weights rounded to bfloat16)."
     )
 

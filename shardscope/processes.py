@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,9 +46,11 @@ class Processes:
         return Processes(**{field: int(os.environ[name]) for field, name in names.items() if name in os.environ})
 
     def connect(self, backend: str = "gloo") -> None:
-        """Make the process group, unless there is one or nobody to talk to."""
+        """Make the process group, unless there is one or nobody to talk to. It ends with this process at the latest."""
         if self.size > 1 and not dist.is_initialized():
             dist.init_process_group(backend, timeout=PATIENCE)
+            # gloo's threads have aborted a process that ended with the group open ("terminate called", exit code -6).
+            atexit.register(self.disconnect)
 
     def disconnect(self) -> None:
         if self.size > 1 and dist.is_initialized():

@@ -78,6 +78,21 @@ def test_a_process_that_loses_another_says_so_and_ends(exchange: str) -> None:
     assert both[0].returncode == 0
 
 
+def test_the_group_ends_before_a_process_that_left_it_open() -> None:
+    code = f"""
+import atexit
+import torch.distributed as dist
+atexit.register(lambda: print("open" if dist.is_initialized() else "ended"))  # runs after what is registered later
+{HEAD}
+us.wait()
+"""
+    port = free_port()
+    processes = [run(rank, port, code) for rank in range(2)]
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (0, "ended\n"), err
+
+
 def test_a_single_process_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)

@@ -28,7 +28,7 @@ def open_page(monkeypatch: pytest.MonkeyPatch, name: str, *folders: Path, **addr
     """One of the other pages, alone."""
     monkeypatch.setattr(sys, "argv", [str(EXPLORER), *map(str, folders)])
     code = f"from apps import page_{name} as it\nfrom apps.parts import address\naddress.restore()\nit.page()\n"
-    page = AppTest.from_string(code, default_timeout=60)
+    page = AppTest.from_string(code, default_timeout=120)
     for choice, value in address.items():
         page.query_params[choice] = str(value)
     return page.run()

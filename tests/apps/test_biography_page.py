@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from opening import open_page
 from small_run import make_run
+from streamlit.testing.v1 import AppTest
 
+from apps.parts import biography_tables as tables
+from apps.parts.biography_files import BiographyFile, biographies_of
 from shardscope import ShardConfig
 from shardscope.resources import resource
 from shardscope.tokenizer import Tokenizer
 from shardscope.train.biography import read_biography
 from shardscope.train.metrics import BIOGRAPHY
 
-pytest.importorskip("streamlit", reason="the explorer needs the [app] extra")
-
-from streamlit.testing.v1 import AppTest
-
-from apps.parts import biography_tables as tables
-from apps.parts.biography_files import BiographyFile, biographies_of
-
-EXPLORER = Path(__file__).parents[2] / "apps" / "explorer.py"
 PROBES, APPEARS = 24, 12  # the probe at which induction appears in layer 1, head 2
 
 
@@ -56,15 +51,6 @@ def run(tmp_path: Path, tiny_config: ShardConfig, tiny_tokenizer: Tokenizer) -> 
     return folder
 
 
-def opened(monkeypatch: pytest.MonkeyPatch, page: str, folder: Path, **address: object) -> AppTest:
-    monkeypatch.setattr(sys, "argv", [str(EXPLORER), str(folder)])
-    code = f"from apps import page_{page} as it\nfrom apps.parts import address\naddress.restore()\nit.page()\n"
-    app = AppTest.from_string(code, default_timeout=120)
-    for choice, value in address.items():
-        app.query_params[choice] = str(value)
-    return app.run()
-
-
 def says(app: AppTest) -> str:
     return "\n".join(
         str(element.value) for element in [*app.caption, *app.markdown, *app.warning, *app.info, *app.error]
@@ -72,13 +58,13 @@ def says(app: AppTest) -> str:
 
 
 def test_the_planted_change_is_named_where_it_is_and_no_other(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
-    app = opened(monkeypatch, "runs", run.parent, score="induction 12")
+    app = open_page(monkeypatch, "runs", run.parent, score="induction 12")
     assert not app.exception
     assert app.selectbox(key="biography").value == "tiny-run"
     assert "Changes (orange): L1H2 global rises from 0.0" in says(app)
     assert "between steps 110 and 120." in says(app)
     assert "Looping falls from 1 to 0 between steps 90 and 100 (orange)." in says(app)
-    other = opened(monkeypatch, "runs", run.parent, score="induction 4")
+    other = open_page(monkeypatch, "runs", run.parent, score="induction 4")
     assert "Changes (orange): no curve goes from one level to another." in says(other)
 
 
@@ -87,7 +73,7 @@ def test_an_address_restores_what_of_a_biography_was_shown(monkeypatch: pytest.M
         "score": "entropy", "followed": "L0H1 sliding|L3H3 global", "matrix": "W_Q", "number": "stable rank",
         "source": "prose", "probe": 50,
     }  # fmt: skip
-    app = opened(monkeypatch, "runs", run.parent, **asked)
+    app = open_page(monkeypatch, "runs", run.parent, **asked)
     assert not app.exception
     assert app.multiselect(key="followed").value == ["L0H1 sliding", "L3H3 global"]
     for key in ("score", "matrix", "number", "source"):
@@ -108,7 +94,7 @@ def test_an_address_restores_what_of_a_biography_was_shown(monkeypatch: pytest.M
 def test_an_address_that_means_nothing_shows_the_defaults(
     monkeypatch: pytest.MonkeyPatch, run: Path, nonsense: dict[str, object]
 ) -> None:
-    app = opened(monkeypatch, "runs", run.parent, **nonsense)
+    app = open_page(monkeypatch, "runs", run.parent, **nonsense)
     assert not app.exception
     assert app.selectbox(key="score").value == "induction 4"
     assert app.select_slider(key="probe").value == 230
@@ -141,7 +127,7 @@ def test_a_biography_that_cannot_be_read_is_passed_over(
         line = json.dumps({**probe(0, tiny_config, np.random.default_rng(0)), "matrices": {}})
         texts = {"not JSON": "{{{\n\0", "empty": "", "of another kind": '{"kind": "probe", "step": 3}\n'}
         path.write_text({**texts, "without matrices": line + "\n"}[broken])
-    app = opened(monkeypatch, "runs", run.parent)
+    app = open_page(monkeypatch, "runs", run.parent)
     assert not app.exception
     assert app.selectbox(key="biography").value == "shard-pico-pretrain (shipped)"
 
@@ -151,10 +137,10 @@ def test_a_run_that_was_probed_once_comes_after_the_shipped_ones_and_says_why(
 ) -> None:
     path = run / BIOGRAPHY
     path.write_text(path.read_text().partition("\n")[0] + "\n")
-    app = opened(monkeypatch, "runs", run.parent)
+    app = open_page(monkeypatch, "runs", run.parent)
     assert app.selectbox(key="biography").value == "shard-pico-pretrain (shipped)"
     assert app.selectbox(key="biography").options[-1] == "tiny-run"
-    app = opened(monkeypatch, "runs", run.parent, biography="tiny-run")
+    app = open_page(monkeypatch, "runs", run.parent, biography="tiny-run")
     assert not app.exception
     assert "This run was probed once so far" in says(app)
 
@@ -204,7 +190,7 @@ def test_a_long_biography_is_drawn_with_few_columns_and_with_its_last_probe(run:
 
 
 def test_the_heads_page_shows_the_run_as_it_was_probed(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
-    app = opened(monkeypatch, "heads", run.parent, prompt="Once upon a time", tokens=4, by="entropy")
+    app = open_page(monkeypatch, "heads", run.parent, prompt="Once upon a time", tokens=4, by="entropy")
     assert not app.exception
     assert "On held-out text: bits" in says(app)
     assert "As an example" not in says(app)
@@ -213,11 +199,11 @@ def test_the_heads_page_shows_the_run_as_it_was_probed(monkeypatch: pytest.Monke
 def test_without_a_biography_here_both_pages_show_the_shipped_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
-    runs = opened(monkeypatch, "runs", tmp_path / "nothing")
+    runs = open_page(monkeypatch, "runs", tmp_path / "nothing")
     assert not runs.exception
     assert "shard-pico-pretrain" in runs.selectbox(key="biography").value
     assert "one run on a busy two-core CPU" in says(runs)
-    heads = opened(monkeypatch, "heads", tiny_checkpoint.parent, prompt="Once upon a time", tokens=4, by="previous")
+    heads = open_page(monkeypatch, "heads", tiny_checkpoint.parent, prompt="Once upon a time", tokens=4, by="previous")
     assert not heads.exception
     assert "As an example, the heads of shard" in says(heads)
 

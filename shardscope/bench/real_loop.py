@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
@@ -15,21 +16,22 @@ from shardscope.tokenizer import Tokenizer
 from shardscope.train import train
 from shardscope.train.metrics import read_metrics
 
-LOG_EVERY = 10  # steps, as in a recipe that does not say
 TEXT = ("builtin:prose", "builtin:code")
 
 
 def loop_rates(recipe: Recipe, steps: int, device: torch.device) -> tuple[list[float], float]:
-    """(tokens a second of every ten steps, `steps` in all, and the seconds that compiling and capturing took before).
+    """(tokens a second of every line of the log, for `steps` steps, and the seconds that compiling took before).
 
-    The recipe says model, arithmetic and batch; it is trained in a temporary folder on text that every machine has.
+    The recipe says model, arithmetic, batch and the steps of a line; it is trained in a temporary folder on text that
+    every machine has.
     """
-    lines = max(2, math.ceil(steps / LOG_EVERY))
+    every = recipe.train.log_every
+    lines = max(2, math.ceil(steps / every))
     with TemporaryDirectory() as folder:
-        train(_on_text(recipe, LOG_EVERY * (lines + 1), device, Path(folder)), progress=False)
+        train(_on_text(recipe, every * (lines + 1), device, Path(folder)), progress=False)
         first, *rates = [line["tokens_per_second"] for line in read_metrics(Path(folder) / "run", "train")]
-    tokens = LOG_EVERY * recipe.train.batch_size * recipe.data.seq_len
-    return rates, max(0.0, tokens / first - tokens / sorted(rates)[len(rates) // 2])
+    tokens = every * recipe.train.batch_size * recipe.data.seq_len
+    return rates, max(0.0, tokens / first - tokens / median(rates))
 
 
 def _on_text(recipe: Recipe, steps: int, device: torch.device, folder: Path) -> Recipe:
@@ -48,7 +50,7 @@ def _on_text(recipe: Recipe, steps: int, device: torch.device, folder: Path) -> 
         ),
         schedule=ScheduleConfig(steps=steps),
         train=replace(
-            recipe.train, device=str(device), log_every=LOG_EVERY, eval_every=steps, eval_tokens=recipe.data.seq_len,
+            recipe.train, device=str(device), eval_every=steps, eval_tokens=recipe.data.seq_len,
             save_every=steps, sentinel_every=steps,
         ),
         probe=ProbeConfig(every=0),

@@ -239,7 +239,7 @@ def test_the_built_in_model_was_retrained_and_is_still_the_better_choice() -> No
 
 
 def test_the_pictures_in_the_docs_are_drawn_from_the_benchmarks(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib, which `make test` installs")
     runpy.run_path(str(DOCS.parent / "scripts" / "learning_pictures.py"))["main"](tmp_path)
     drawn = {path.name for path in tmp_path.iterdir()}
     shown = set(re.findall(r"\(images/([^)]*)\)", page()))
